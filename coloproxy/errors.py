@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exception tree.
+
+ColoproxyError
+ +-- MisuseError         the caller broke a rule of the API, or gave an unusable option
+ |    +-- AddressError   an ADDR that can't be used
+ +-- PeerError           another program broke a protocol (framing, QMP, notify)
+ |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
+ +-- LimitError          a limit given at creation is reached
+ +-- NativeError         the C core reported a failure (want of memory, a system call)
+"""
+
+from __future__ import annotations
+
+
+class ColoproxyError(Exception):
+    """Anything that coloproxy raises on purpose."""
+
+
+class MisuseError(ColoproxyError):
+    """The caller broke a rule of the API, or gave an option that can't be used."""
+
+
+class AddressError(MisuseError):
+    """An ADDR that can't be parsed, resolved, bound or reached."""
+
+
+class PeerError(ColoproxyError):
+    """Another program broke a protocol."""
+
+
+class QmpError(PeerError):
+    """QEMU refused a command, answered nonsense, or did not answer in time."""
+
+
+class LimitError(ColoproxyError):
+    """A limit given at creation is reached."""
+
+
+class NativeError(ColoproxyError):
+    """The C core reported a failure."""
