@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real protected pair of virtual machines on one computer, for the demo and the end-to-end tests."""
+
+from __future__ import annotations
+
+from .client import Client, Transfer, TransferResult
+from .colo import Checkpoint, Failover, Start
+from .errors import TestbedError
+from .guest import Guest, build_guest
+from .pair import ComparatorCommand, Endpoints, PairOptions, VmPair, coloproxy_compare
+from .process import Completed
+from .requirements import install_missing, missing
+
+__all__ = [
+    "Checkpoint",
+    "Client",
+    "ComparatorCommand",
+    "Completed",
+    "Endpoints",
+    "Failover",
+    "Guest",
+    "PairOptions",
+    "Start",
+    "TestbedError",
+    "Transfer",
+    "TransferResult",
+    "VmPair",
+    "build_guest",
+    "coloproxy_compare",
+    "install_missing",
+    "missing",
+]

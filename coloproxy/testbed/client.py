@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of the guest: curl, run in the client's namespace, with an eye on every byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import DeadlineError, ProcessError
+from .guest_files import GUEST_IPV4, GUEST_IPV6, HTTP_PORT, UPLOAD_PORT
+from .process import Completed, in_namespace, run
+
+_CHUNK = 1 << 16
+_POLL_SECONDS = 0.005
+_REPORT = "%{stderr}\n%{json}"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """How a transfer ended."""
+
+    returncode: int
+    """curl's exit status; 0 is success."""
+    bytes: int
+    """Bytes of the body that were received, or handed to curl for sending."""
+    sha256: str
+    """Digest of the body that was received (download), or that the guest says it received (upload)."""
+    guest_bytes: int | None
+    """Upload only: how many bytes the guest says it received."""
+    seconds: float
+    longest_stall: float
+    """The longest time without a byte, in seconds."""
+    connections: int
+    """TCP connections that curl opened: 1 if the transfer stayed on its connection."""
+    local_port: int
+    error: str
+    """What curl complained about."""
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+
+class Transfer:
+    """A download or upload that runs beside the caller.  Made by Client.download() and Client.upload()."""
+
+    def __init__(self, child: asyncio.subprocess.Process, body: bytes | None) -> None:
+        self.bytes = 0
+        """Bytes received so far, or handed to curl so far."""
+        self.longest_stall = 0.0
+        self._child = child
+        self._started = self._last = time.monotonic()
+        self._task = asyncio.create_task(self._download() if body is None else self._upload(body))
+
+    @property
+    def running(self) -> bool:
+        """True until the transfer has ended, well or not."""
+        return not self._task.done()
+
+    @property
+    def stalled(self) -> float:
+        """Seconds since the last byte."""
+        return time.monotonic() - self._last
+
+    async def reached(self, count: int, deadline: float) -> None:
+        """Wait until *count* bytes went over.  Raises DeadlineError, or ProcessError if it ends before."""
+        until = time.monotonic() + deadline
+        while self.bytes < count:
+            if self._task.done():
+                raise ProcessError(f"the transfer ended at {self.bytes} bytes: {self._task.result().error}")
+            if time.monotonic() >= until:
+                raise DeadlineError(f"the transfer is at {self.bytes} of {count} bytes after {deadline:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def result(self, deadline: float) -> TransferResult:
+        """Wait for the end.  Raises DeadlineError; a transfer that failed is a result, not an exception."""
+        try:
+            async with asyncio.timeout(deadline):
+                return await asyncio.shield(self._task)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"the transfer is at {self.bytes} bytes after {deadline:g} s, the last {self.stalled:.1f} s ago"
+            ) from error
+
+    async def close(self) -> None:
+        """End the transfer if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._child.returncode is None:
+                self._child.kill()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            await self._task
+        await asyncio.shield(self._child.wait())
+
+    async def _download(self) -> TransferResult:
+        assert self._child.stdout is not None
+        digest = hashlib.sha256()
+        report = asyncio.create_task(self._report())
+        while data := await self._child.stdout.read(_CHUNK):
+            self._progress(len(data))
+            digest.update(data)
+        self._progress(0)
+        return await self._end(digest.hexdigest(), None, await report)
+
+    async def _upload(self, body: bytes) -> TransferResult:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        report = asyncio.create_task(self._report())
+        answer = asyncio.create_task(self._child.stdout.read())
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(body), _CHUNK):
+                data = body[start : start + _CHUNK]
+                self._child.stdin.write(data)
+                await self._child.stdin.drain()
+                self._progress(len(data))
+        self._child.stdin.close()
+        fields = dict(line.split(": ", 1) for line in (await answer).decode().splitlines() if ": " in line)
+        self._progress(0)
+        count = fields.get("bytes")
+        return await self._end(fields.get("sha256", ""), int(count) if count else None, await report)
+
+    async def _report(self) -> str:
+        assert self._child.stderr is not None
+        return (await self._child.stderr.read()).decode(errors="replace")
+
+    async def _end(self, sha256: str, guest_bytes: int | None, report: str) -> TransferResult:
+        returncode = await self._child.wait()
+        error, _, facts = report.rpartition("\n")
+        try:
+            details = json.loads(facts)
+        except ValueError:
+            error, details = report, {}
+        return TransferResult(
+            returncode=returncode,
+            bytes=self.bytes,
+            sha256=sha256,
+            guest_bytes=guest_bytes,
+            seconds=time.monotonic() - self._started,
+            longest_stall=self.longest_stall,
+            connections=int(details.get("num_connects", 0)),
+            local_port=int(details.get("local_port", 0)),
+            error=error.strip(),
+        )
+
+    def _progress(self, count: int) -> None:
+        now = time.monotonic()
+        self.bytes += count
+        self.longest_stall = max(self.longest_stall, now - self._last)
+        self._last = now
+
+
+class Client:
+    """Runs commands in the client's namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self._transfers: list[Transfer] = []
+
+    async def run(self, *argv: str, stdin: bytes | None = None, deadline: float = 30.0) -> Completed:
+        """Run a command to its end and return what it wrote; see process.run."""
+        return await run(argv, namespace=self.namespace, stdin=stdin, deadline=deadline)
+
+    async def get(self, path: str, *options: str, ipv6: bool = False, deadline: float = 30.0) -> bytes:
+        """Fetch a page by curl and return its body.  Raises ProcessError unless the answer is 2xx."""
+        argv = ("curl", "--silent", "--show-error", "--fail", *options, url(path, ipv6=ipv6))
+        return (await self.run(*argv, deadline=deadline)).check().stdout
+
+    async def download(self, path: str = "/large.bin", *, limit_rate: str | None = None) -> Transfer:
+        """Begin a download; *limit_rate* as curl's option, for example `5M`."""
+        options = ["--limit-rate", limit_rate] if limit_rate else []
+        return await self._transfer(None, [*options, "--no-buffer", url(path)])
+
+    async def upload(self, body: bytes, *, limit_rate: str | None = None) -> Transfer:
+        """Begin an upload; the guest answers with size and digest of what it received."""
+        options = ["--limit-rate", limit_rate] if limit_rate else []
+        # The guest knows neither "Expect: 100-continue" nor chunks: so say the length, and pass the body as is.
+        options += ["--request", "POST", "--header", "Expect:", "--header", "Transfer-Encoding:"]
+        options += ["--header", f"Content-Length: {len(body)}", "--upload-file", "-"]
+        return await self._transfer(body, [*options, url("/upload", port=UPLOAD_PORT)])
+
+    async def close(self) -> None:
+        """End every transfer that still runs."""
+        for transfer in self._transfers:
+            await transfer.close()
+        self._transfers.clear()
+
+    async def _transfer(self, body: bytes | None, arguments: Sequence[str]) -> Transfer:
+        argv = ["curl", "--silent", "--show-error", "--fail", "--write-out", _REPORT, *arguments]
+        child = await asyncio.create_subprocess_exec(
+            *in_namespace(self.namespace, argv),
+            stdin=asyncio.subprocess.DEVNULL if body is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        transfer = Transfer(child, body)
+        self._transfers.append(transfer)
+        return transfer
+
+
+def url(path: str, *, port: int = HTTP_PORT, ipv6: bool = False) -> str:
+    """The guest's URL for that path."""
+    return f"http://{f'[{GUEST_IPV6}]' if ipv6 else GUEST_IPV4}:{port}{path}"

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the guest once and keeps it.
+
+A guest is a kernel and an initial file system with busybox, a web server and a large file.  It is built in a second
+or two, stored under a name that is the hash of all that went into it, and put in place by a rename: two builds at
+once do no harm, and neither does one that is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from . import guest_files
+from .cpio import CpioWriter
+from .errors import GuestError
+from .kernel import Kernel, find_kernel, read_image, read_module
+
+LARGE_FILE_BYTES = 50 * 1000 * 1000
+_FORMAT = 2  # of a cached guest; to be raised when what is made of the same inputs changes
+_LARGE_FILE_SEED = b"coloproxy large file"
+_PT_INTERP = 3  # elf(5)
+_DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules", "www", "www/cgi-bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A built guest: what QEMU boots, and what the host must know to check its answers."""
+
+    kernel: Path
+    initrd: Path
+    kernel_version: str
+    hello: bytes
+    """Content of /hello.txt."""
+    large_bytes: int
+    """Size of /large.bin."""
+    large_sha256: str
+    """Digest of /large.bin.  The file is pseudo-random: no block of it can stand in for another."""
+
+
+def cache_directory() -> Path:
+    """Where built guests are kept: $XDG_CACHE_HOME/coloproxy, by default ~/.cache/coloproxy."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "coloproxy"
+
+
+def build_guest(cache: Path | None = None, large_bytes: int = LARGE_FILE_BYTES) -> Guest:
+    """The guest, from the cache if it is there, else built now.
+
+    Blocks for a second or two when it builds, for longer if a kernel must be downloaded.  Raises GuestError.
+    """
+    cache = cache or cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    kernel = find_kernel(cache)
+    busybox = _busybox()
+    modules = {path: read_module(path) for path in kernel.module_files()}
+    place = cache / f"guest-{_key(kernel, busybox, modules, large_bytes)}"
+    if not (place / "guest.json").exists():
+        _build(place, kernel, busybox, modules, large_bytes)
+    return _load(place)
+
+
+def large_file(size: int) -> bytes:
+    """The first *size* bytes of the guest's /large.bin: SHAKE-256 of a fixed seed."""
+    return hashlib.shake_256(_LARGE_FILE_SEED).digest(size)
+
+
+def _busybox() -> bytes:
+    """The static busybox of this machine."""
+    for path in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
+        if path.exists():
+            data = path.read_bytes()
+            if _needs_interpreter(data):
+                raise GuestError(f"{path} is not linked statically; install the package busybox-static")
+            return data
+    raise GuestError("no busybox here; install the package busybox-static")
+
+
+def _needs_interpreter(elf: bytes) -> bool:
+    """True for a dynamically linked 64-bit ELF program: it names a loader (PT_INTERP), which the guest doesn't have."""
+    if elf[:5] != b"\x7fELF\x02":
+        raise GuestError("busybox is not a 64-bit ELF program")
+    (table,) = struct.unpack_from("<Q", elf, 32)
+    entry_size, entries = struct.unpack_from("<HH", elf, 54)
+    kinds = [struct.unpack_from("<I", elf, table + entry_size * i)[0] for i in range(entries)]
+    return _PT_INTERP in kinds
+
+
+def _key(kernel: Kernel, busybox: bytes, modules: dict[Path, bytes], large_bytes: int) -> str:
+    """Hash of everything that goes into the guest, this package's own part included."""
+    digest = hashlib.sha256()
+    texts = json.dumps(
+        [guest_files.INIT, guest_files.UPLOAD, guest_files.CGI, _DIRECTORIES, kernel.version, large_bytes, _FORMAT]
+    )
+    parts = [texts.encode(), guest_files.HELLO, _LARGE_FILE_SEED, kernel.image.read_bytes(), busybox, *modules.values()]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _build(place: Path, kernel: Kernel, busybox: bytes, modules: dict[Path, bytes], large_bytes: int) -> None:
+    large = large_file(large_bytes)
+    draft = Path(tempfile.mkdtemp(prefix="building-", dir=place.parent))
+    try:
+        with (draft / "initrd").open("wb") as out:
+            _write_initrd(out, busybox, modules, large)
+        (draft / "kernel").write_bytes(read_image(kernel.image))
+        facts = {
+            "kernel_version": kernel.version,
+            "large_bytes": large_bytes,
+            "large_sha256": hashlib.sha256(large).hexdigest(),
+        }
+        (draft / "guest.json").write_text(json.dumps(facts, indent=2) + "\n")
+        with contextlib.suppress(FileExistsError, OSError):
+            draft.rename(place)
+        if not (place / "guest.json").exists():
+            raise GuestError(f"can't put the built guest into {place}")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_initrd(out: BinaryIO, busybox: bytes, modules: dict[Path, bytes], large: bytes) -> None:
+    archive = CpioWriter(out)
+    for directory in _DIRECTORIES:
+        archive.directory(directory)
+    archive.file("bin/busybox", busybox, 0o755)
+    archive.symlink("bin/sh", "busybox")
+    names = [f"{path.name.partition('.')[0]}.ko" for path in modules]
+    for name, data in zip(names, modules.values(), strict=True):
+        archive.file(f"modules/{name}", data)
+    archive.file("modules/order", "".join(f"{name}\n" for name in names).encode())
+    archive.file("init", guest_files.INIT.encode(), 0o755)
+    archive.file("upload", guest_files.UPLOAD.encode(), 0o755)
+    archive.file("www/hello.txt", guest_files.HELLO)
+    archive.file("www/large.bin", large)
+    for name, text in guest_files.CGI.items():
+        archive.file(f"www/cgi-bin/{name}", text.encode(), 0o755)
+    archive.file(guest_files.LAST_FILE, b"")
+    archive.finish()
+
+
+def _load(place: Path) -> Guest:
+    try:
+        facts = json.loads((place / "guest.json").read_text())
+        return Guest(
+            kernel=place / "kernel",
+            initrd=place / "initrd",
+            kernel_version=str(facts["kernel_version"]),
+            hello=guest_files.HELLO,
+            large_bytes=int(facts["large_bytes"]),
+            large_sha256=str(facts["large_sha256"]),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise GuestError(f"the cached guest in {place} is damaged ({error}); remove that directory") from error
