@@ -1,0 +1,478 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The comparator's public calls: limits, modes, epochs and time. core.h has the theory of operation. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+enum { EMIT_SLACK = 4096 }; /* records for frames of our own, beyond max_frames */
+
+static const int64_t NEVER = INT64_MAX;
+
+void colo_config_default(struct colo_config *config)
+{
+    *config = (struct colo_config){
+        .max_flows = 131072,
+        .max_frames = 131072,
+        .max_bytes = (uint64_t)256 << 20,
+        .max_flow_frames = 16384,
+        .reorder_frames = 64,
+        .compare_timeout = (int64_t)3000 * 1000000,
+        .reorder_window = (int64_t)20 * 1000000,
+        .pass_classes = 1u << COLO_CLASS_ARP | 1u << COLO_CLASS_ND | 1u << COLO_CLASS_DHCP |
+                        1u << COLO_CLASS_MULTICAST | 1u << COLO_CLASS_LINK,
+    };
+}
+
+static bool makes_sense(const struct colo_config *config)
+{
+    return config->max_flows > 0 && config->max_flows <= 1u << 24 && config->max_frames >= 2 &&
+           config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
+           config->reorder_frames > 0 && config->compare_timeout > 0 && config->reorder_window > 0;
+}
+
+colo_comparator *colo_comparator_create(const struct colo_config *config)
+{
+    colo_comparator *c;
+
+    if (!config || !makes_sense(config))
+        return NULL;
+    c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->config = *config;
+    c->mode = c->mode_before = COLO_MODE_ALONE;
+    c->table = colo_table_create(config->max_flows, config->hash_seed);
+    c->pool = colo_pool_create(config->max_frames + EMIT_SLACK);
+    if (!c->table || !c->pool) {
+        colo_comparator_destroy(c);
+        return NULL;
+    }
+    return c;
+}
+
+void colo_comparator_destroy(colo_comparator *c)
+{
+    if (!c)
+        return;
+    while (c->debts)
+        colo_ack_drop_debt(c, c->debts->flow);
+    while (c->debts_free) {
+        struct colo_debt *debt = c->debts_free;
+
+        c->debts_free = debt->next;
+        free(debt);
+    }
+    colo_output_destroy(c);
+    colo_pool_destroy(c->pool);
+    colo_table_destroy(c->table);
+    free(c);
+}
+
+/* ------------------------------------------------------------ held frames */
+
+static void count_in(colo_comparator *c, const struct colo_rec *rec)
+{
+    uint64_t frames, bytes;
+
+    c->n.held_frames[rec->side]++;
+    c->n.held_bytes[rec->side] += rec->len;
+    frames = c->n.held_frames[0] + c->n.held_frames[1];
+    bytes = c->n.held_bytes[0] + c->n.held_bytes[1];
+    if (frames > c->n.held_frames_peak)
+        c->n.held_frames_peak = frames;
+    if (bytes > c->n.held_bytes_peak)
+        c->n.held_bytes_peak = bytes;
+}
+
+static void count_out(colo_comparator *c, const struct colo_rec *rec)
+{
+    c->n.held_frames[rec->side]--;
+    c->n.held_bytes[rec->side] -= rec->len;
+}
+
+void colo_held_add(colo_comparator *c, struct colo_rec *rec)
+{
+    colo_list_push(&c->held[rec->side], rec);
+    if (rec->flow)
+        rec->flow->held[rec->side]++;
+    count_in(c, rec);
+}
+
+void colo_held_remove(colo_comparator *c, struct colo_rec *rec)
+{
+    colo_list_remove(&c->held[rec->side], rec);
+    if (rec->flow)
+        rec->flow->held[rec->side]--;
+    count_out(c, rec);
+}
+
+void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow)
+{
+    if (flow->epoch == c->epoch)
+        return;
+    flow->epoch = c->epoch;
+    flow->diverged = 0;
+    flow->p = flow->s = (struct colo_list){NULL, NULL};
+    if (flow->id.cls == COLO_CLASS_TCP)
+        colo_tcp_refresh(flow);
+    else
+        memset(&flow->u.dg, 0, sizeof flow->u.dg);
+}
+
+/* ---------------------------------------------------------------- judging */
+
+static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
+{
+    rec->body = packet->body;
+    rec->body_len = packet->body_len;
+    rec->hole = packet->hole;
+    rec->tag = packet->tag;
+    rec->seq = packet->seq;
+    rec->ack = packet->ack;
+    rec->l3 = (uint16_t)packet->l3;
+    rec->l4 = (uint16_t)packet->l4;
+    rec->csum = packet->csum;
+    rec->csum_partial = packet->csum_partial;
+    rec->syn = packet->syn;
+    rec->tcp_flags = packet->tcp_flags;
+    rec->tcp_auth = packet->tcp_auth;
+}
+
+static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *id)
+{
+    struct colo_flow *flow = colo_table_find(c->table, id);
+    bool evicted;
+
+    if (flow) {
+        colo_flow_refresh(c, flow);
+        return flow;
+    }
+    /* Once a frame is held without a flow, no new flow may begin: its frames could overtake that one (R4). */
+    flow = c->untracked ? NULL : colo_table_add(c->table, id, &evicted);
+    if (!flow) {
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOWS, NULL);
+        return NULL;
+    }
+    flow->epoch = c->epoch;
+    c->n.flows_made++;
+    c->n.flows_evicted += evicted;
+    return flow;
+}
+
+/* PROTECTED: decides what becomes of a frame. */
+static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
+{
+    struct colo_flow *flow = flow_of(c, &packet->id);
+
+    take_over(rec, packet);
+    rec->flow = flow;
+    if (!flow) {
+        if (rec->side == COLO_SECONDARY) {
+            colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+        } else { /* waits for the checkpoint that has been asked for */
+            c->untracked = 1;
+            colo_held_add(c, rec);
+        }
+    } else if (packet->id.cls == COLO_CLASS_TCP) {
+        (rec->side == COLO_PRIMARY ? colo_tcp_primary : colo_tcp_secondary)(c, flow, rec);
+    } else {
+        (rec->side == COLO_PRIMARY ? colo_datagram_primary : colo_datagram_secondary)(c, flow, rec);
+    }
+}
+
+/* A record in no list, by the mode. */
+static void enter(colo_comparator *c, struct colo_rec *rec)
+{
+    struct colo_packet packet;
+
+    if (c->mode == COLO_MODE_ALONE) {
+        if (rec->side == COLO_PRIMARY)
+            colo_output_release(c, rec, COLO_REASON_ALONE);
+        else
+            colo_output_discard(c, rec, COLO_REASON_ALONE);
+        return;
+    }
+    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    if (c->config.pass_classes & (1u << packet.id.cls)) {
+        if (rec->side == COLO_PRIMARY) {
+            c->n.class_in[packet.id.cls]++;
+            colo_output_release(c, rec, COLO_REASON_PASSED);
+        } else {
+            colo_output_discard(c, rec, COLO_REASON_PASSED);
+        }
+    } else if (c->mode == COLO_MODE_STOPPED) {
+        colo_list_push(&c->deferred, rec);
+        count_in(c, rec);
+    } else {
+        if (rec->side == COLO_PRIMARY)
+            c->n.class_in[packet.id.cls]++;
+        judge(c, rec, &packet);
+    }
+}
+
+/* Each side may fill half, so that neither can keep the other's frames out. */
+static uint8_t limit_reached(const colo_comparator *c, int side, uint32_t len)
+{
+    if (c->n.held_frames[side] >= c->config.max_frames / 2)
+        return COLO_CAUSE_LIMIT_FRAMES;
+    if (c->n.held_bytes[side] + len > c->config.max_bytes / 2 && c->n.held_frames[side] > 0)
+        return COLO_CAUSE_LIMIT_BYTES;
+    return COLO_CAUSE_NONE;
+}
+
+static struct colo_rec *new_record(colo_comparator *c, int side, const struct colo_frame *frame)
+{
+    struct colo_rec *rec = colo_pool_get(c->pool);
+
+    if (!rec)
+        return NULL;
+    rec->data = frame->data;
+    rec->len = frame->len;
+    rec->vnet_len = (uint8_t)frame->vnet_len;
+    rec->cookie = frame->cookie;
+    rec->side = (uint8_t)side;
+    rec->time = c->now;
+    return rec;
+}
+
+/* Every call that may change something begins with this. */
+static void begin_call(colo_comparator *c, int64_t now)
+{
+    c->now = now;
+    colo_output_retire(c);
+}
+
+long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame *frames, size_t count, int64_t now)
+{
+    size_t i;
+
+    if (side != COLO_PRIMARY && side != COLO_SECONDARY)
+        return COLO_ERR_MISUSE;
+    for (i = 0; i < count; i++)
+        if (frames[i].vnet_len > 12 || frames[i].vnet_len > frames[i].len)
+            return COLO_ERR_MISUSE;
+    begin_call(c, now);
+    for (i = 0; i < count; i++) {
+        uint8_t limit = limit_reached(c, side, frames[i].len);
+        struct colo_rec *rec = limit ? NULL : new_record(c, side, &frames[i]);
+
+        if (!rec) {
+            colo_limit_hit(c, limit ? limit : COLO_CAUSE_LIMIT_FRAMES, NULL);
+            break;
+        }
+        c->n.frames_in[side]++;
+        c->n.bytes_in[side] += frames[i].len;
+        enter(c, rec);
+    }
+    return (long)i;
+}
+
+size_t colo_comparator_actions(colo_comparator *c, struct colo_action *out, size_t cap)
+{
+    return colo_output_fetch(c, out, cap);
+}
+
+size_t colo_comparator_events(colo_comparator *c, struct colo_event *out, size_t cap)
+{
+    return colo_events_fetch(c, out, cap);
+}
+
+/* ------------------------------------------------------------------- time */
+
+static int64_t earlier(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t plus(int64_t time, int64_t span)
+{
+    return time > NEVER - span ? NEVER : time + span;
+}
+
+int64_t colo_comparator_deadline(const colo_comparator *c)
+{
+    int64_t next = NEVER;
+
+    if (c->mode != COLO_MODE_PROTECTED)
+        return NEVER;
+    if (c->overtaken)
+        next = plus(c->overtaken->u.dg.since, c->config.reorder_window);
+    if (c->wanted) /* the checkpoint that is asked for answers all time-outs */
+        return next;
+    for (int side = 0; side < 2; side++)
+        if (c->held[side].head)
+            next = earlier(next, plus(c->held[side].head->time, c->config.compare_timeout));
+    if (c->debts)
+        next = earlier(next, plus(c->debts->since, c->config.compare_timeout));
+    return next;
+}
+
+void colo_comparator_tick(colo_comparator *c, int64_t now)
+{
+    static const uint8_t causes[2] = {COLO_CAUSE_PRIMARY_TIMEOUT, COLO_CAUSE_SECONDARY_TIMEOUT};
+
+    begin_call(c, now);
+    if (c->mode != COLO_MODE_PROTECTED)
+        return;
+    colo_datagram_expire(c);
+    for (int side = 0; side < 2; side++) {
+        const struct colo_rec *rec = c->held[side].head;
+
+        if (!c->wanted && rec && now - rec->time >= c->config.compare_timeout)
+            colo_flow_timed_out(c, rec->flow, causes[side], rec, rec->time);
+    }
+    if (!c->wanted && c->debts && now - c->debts->since >= c->config.compare_timeout)
+        colo_flow_timed_out(c, c->debts->flow, COLO_CAUSE_ACK_TIMEOUT, NULL, c->debts->since);
+}
+
+/* ----------------------------------------------------------------- epochs */
+
+static void append(struct colo_list *to, struct colo_list *from)
+{
+    struct colo_rec *rec;
+
+    while ((rec = colo_list_pop(from)))
+        colo_list_push(to, rec);
+}
+
+/* Takes a held record out of its flow; the flow forgets all its lists, for all its records leave. */
+static void unlink_from_flow(struct colo_rec *rec)
+{
+    struct colo_flow *flow = rec->flow;
+
+    rec->flow_link = (struct colo_link){NULL, NULL};
+    rec->flow = NULL;
+    if (!flow)
+        return;
+    flow->held[rec->side]--;
+    flow->p = flow->s = (struct colo_list){NULL, NULL};
+    if (flow->id.cls == COLO_CLASS_TCP) {
+        flow->u.tcp.unplaced = flow->u.tcp.later = (struct colo_list){NULL, NULL};
+        flow->u.tcp.rst_rec = flow->u.tcp.first_data = NULL;
+    }
+}
+
+/*
+ * A frame that is judged a second time was judged by the rules of the wrong epoch (the caller did not call stop in
+ * time): its flow's idea of what the primary had sent at the commit is not to be trusted.
+ */
+static void forget_flow_state(struct colo_flow *flow)
+{
+    if (flow && flow->id.cls == COLO_CLASS_TCP)
+        flow->u.tcp.renewed = 1;
+}
+
+/*
+ * Empties the held and deferred lists: primary frames read before `cut_p` are released, secondary ones read before
+ * `cut_s` discarded, both for `reason`; the others come back in `rest`, in order of arrival.
+ */
+static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reason, struct colo_list *rest)
+{
+    struct colo_list all = {NULL, NULL}, later = c->deferred;
+    struct colo_rec *rec;
+
+    c->deferred = (struct colo_list){NULL, NULL};
+    append(&all, &c->held[COLO_PRIMARY]);
+    append(&all, &c->held[COLO_SECONDARY]);
+    append(&all, &later);
+    while ((rec = colo_list_pop(&all))) {
+        bool old = rec->time < (rec->side == COLO_PRIMARY ? cut_p : cut_s);
+
+        count_out(c, rec);
+        if (rec->flow && rec->side == COLO_PRIMARY && rec->flow->id.cls == COLO_CLASS_TCP && old)
+            colo_ack_note_released(c, rec->flow, rec);
+        if (!old)
+            forget_flow_state(rec->flow);
+        unlink_from_flow(rec);
+        if (!old)
+            colo_list_push(rest, rec);
+        else if (rec->side == COLO_PRIMARY)
+            colo_output_release(c, rec, reason);
+        else
+            colo_output_discard(c, rec, reason == COLO_REASON_COMMITTED ? COLO_REASON_STALE : reason);
+    }
+    colo_ack_pay_all(c, reason);
+}
+
+static void begin_epoch(colo_comparator *c)
+{
+    while (c->overtaken)
+        colo_datagram_forget(c, c->overtaken);
+    c->epoch++;
+    c->wanted = 0;
+    c->want_pending = 0;
+    c->untracked = 0;
+    c->limits_told = 0;
+}
+
+static void enter_all(colo_comparator *c, struct colo_list *list)
+{
+    struct colo_rec *rec;
+    int64_t now = c->now;
+
+    while ((rec = colo_list_pop(list))) {
+        c->now = rec->time; /* windows run from when it was read */
+        enter(c, rec);
+    }
+    c->now = now;
+}
+
+void colo_comparator_stop(colo_comparator *c, int64_t now)
+{
+    begin_call(c, now);
+    if (c->mode == COLO_MODE_STOPPED)
+        return;
+    c->mode_before = c->mode;
+    c->mode = COLO_MODE_STOPPED;
+    c->stopped_at = now;
+}
+
+void colo_comparator_commit(colo_comparator *c, int64_t resumed, int64_t now)
+{
+    struct colo_list rest = {NULL, NULL};
+    int64_t cut_s = resumed;
+
+    begin_call(c, now);
+    if (c->config.keep_gap && c->mode == COLO_MODE_STOPPED && c->stopped_at < resumed)
+        cut_s = c->stopped_at;
+    flush(c, resumed, cut_s, COLO_REASON_COMMITTED, &rest);
+    begin_epoch(c);
+    c->mode = COLO_MODE_PROTECTED;
+    c->n.commits++;
+    enter_all(c, &rest);
+}
+
+void colo_comparator_abort(colo_comparator *c, int64_t now)
+{
+    struct colo_list rest = c->deferred;
+
+    begin_call(c, now);
+    if (c->mode != COLO_MODE_STOPPED)
+        return;
+    c->deferred = (struct colo_list){NULL, NULL};
+    for (struct colo_rec *rec = rest.head; rec; rec = rec->link.next)
+        count_out(c, rec);
+    c->mode = c->mode_before;
+    c->n.aborts++;
+    enter_all(c, &rest);
+}
+
+void colo_comparator_alone(colo_comparator *c, int64_t now)
+{
+    struct colo_list rest = {NULL, NULL};
+
+    begin_call(c, now);
+    flush(c, NEVER, NEVER, COLO_REASON_ALONE, &rest);
+    begin_epoch(c);
+    colo_table_clear(c->table);
+    c->mode = COLO_MODE_ALONE;
+}
+
+void colo_comparator_counters(const colo_comparator *c, struct colo_counters *out)
+{
+    *out = c->n;
+    out->flows = colo_table_count(c->table);
+    out->epoch = c->epoch;
+    out->mode = c->mode;
+}

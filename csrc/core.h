@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * core.h - the comparator's own state, and what its modules offer each other. Private to csrc/.
+ *
+ *   comparator.c  the public calls: limits, modes, epochs, time
+ *   tcp.c         one TCP frame arrives: generation of the connection, stream offsets, queues
+ *   stream.c      compares the two streams of a flow
+ *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
+ *   datagram.c    everything that is not TCP: a bag per flow
+ *   output.c      records on their way out: actions
+ *   evidence.c    events: what differed, and the one wish for a checkpoint of an epoch
+ *
+ * Theory of operation. Every frame gets a record. A primary record is held, in the order of arrival, in its flow's
+ * list `p` until it is covered, by a match or by a commit; a secondary one in `s` until it is used up. Both are in
+ * the comparator's list of their side too, oldest first: its head is all that the time-out needs to look at. A record
+ * that leaves moves to the list of actions and goes back to the pool when the caller has fetched it.
+ *
+ * A commit does not walk the flows. It raises the epoch; a flow that is met again finds its own epoch stale and
+ * catches up then (colo_flow_refresh): the secondary is a copy of the primary, so all that the primary has sent
+ * counts as matched, all that it has acknowledged as acknowledged by both.
+ */
+#ifndef COLO_CORE_H
+#define COLO_CORE_H
+
+#include "flow.h"
+
+enum { COLO_EVENT_RING = 128 };
+
+struct colo_emit; /* an emitted frame's bytes: output.c */
+
+struct colo_comparator {
+    struct colo_config config;
+    struct colo_table *table;
+    struct colo_pool *pool;
+    struct colo_list held[2];     /* by side, oldest first */
+    struct colo_list deferred;    /* STOPPED: both sides, in order of arrival, unjudged */
+    struct colo_list out;         /* actions */
+    struct colo_emit *emit_ready; /* see output.c */
+    struct colo_emit *emit_retired;
+    struct colo_debt *debts;      /* oldest first */
+    struct colo_debt *debts_tail;
+    struct colo_debt *debts_free;
+    uint32_t debts_count;
+    struct colo_flow *overtaken;  /* datagram flows whose first frame was overtaken, oldest first */
+    struct colo_flow *overtaken_tail;
+    uint64_t epoch;
+    int64_t now;                  /* of the call in progress */
+    uint8_t mode;                 /* enum colo_mode */
+    uint8_t mode_before;          /* STOPPED: what abort goes back to */
+    uint8_t wanted;               /* a checkpoint, in this epoch */
+    uint8_t untracked;            /* primary frames are held without a flow, in this epoch */
+    uint8_t want_pending;         /* `want` is still to be fetched */
+    int64_t stopped_at;
+    struct colo_event want;
+    struct colo_event ring[COLO_EVENT_RING];
+    uint32_t ring_first;
+    uint32_t ring_count;
+    uint32_t limits_told;         /* bit 1 << enum colo_cause, in this epoch */
+    struct colo_counters n;
+};
+
+/* comparator.c: adds to, takes from the held list of the record's side and its flow's count. */
+void colo_held_add(colo_comparator *c, struct colo_rec *rec);
+void colo_held_remove(colo_comparator *c, struct colo_rec *rec);
+/* Brings a flow's state into the present epoch. */
+void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
+
+/* tcp.c: `rec` is new; the functions hold it, release it or discard it. */
+void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+void colo_tcp_refresh(struct colo_flow *flow);
+/* The flow has diverged or ended: what the secondary said of it is no longer needed. */
+void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t reason);
+
+/* stream.c */
+/* The end of a frame's range of the stream: SYN and FIN count one position each. */
+int64_t colo_stream_end(const struct colo_rec *rec);
+bool colo_stream_has_range(const struct colo_rec *rec);
+bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end);
+/* Puts a placed secondary frame among the unmatched ones, or discards it where it says nothing new. */
+void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+/* Compares as far as both streams reach. */
+void colo_stream_advance(colo_comparator *c, struct colo_flow *flow);
+/* Tries to match a primary frame beyond a gap in the primary's stream; true if it is matched now. */
+bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+
+/* ack.c */
+void colo_ack_note(struct colo_flow *flow, int side, uint32_t ack);
+/* Releases what may leave, in order, and pays ACKs that the client is still owed. */
+void colo_ack_release(colo_comparator *c, struct colo_flow *flow);
+/* A commit or the end of protection: the client is told all that the primary has acknowledged. */
+void colo_ack_pay_all(colo_comparator *c, uint8_t reason);
+/* A primary frame leaves unaltered by a commit or without a secondary: note what the client learns from it. */
+void colo_ack_note_released(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
+void colo_ack_drop_debt(colo_comparator *c, struct colo_flow *flow);
+
+/* datagram.c */
+void colo_datagram_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+void colo_datagram_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+/* Flows whose first frame has been overtaken for longer than the window. */
+void colo_datagram_expire(colo_comparator *c);
+void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow);
+void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow);
+
+/* output.c: a record that is in no list leaves. */
+void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
+void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
+/* Queues a copy of a frame of our own; false: no memory. */
+bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t reason);
+size_t colo_output_fetch(colo_comparator *c, struct colo_action *out, size_t cap);
+/* The bytes of emitted frames that have been fetched may go. */
+void colo_output_retire(colo_comparator *c);
+void colo_output_destroy(colo_comparator *c);
+
+/* evidence.c */
+void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_event *because);
+void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow);
+/* The flow differs: says so once an epoch, wants a checkpoint; the flow then waits for it. */
+void colo_flow_diverged(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *p,
+                        const struct colo_rec *s, int64_t offset);
+/* A frame or ACK waited too long. Says so without giving the flow up. */
+void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *rec,
+                         int64_t since);
+size_t colo_events_fetch(colo_comparator *c, struct colo_event *out, size_t cap);
+
+#endif

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Everything that is not TCP: the datagrams of a flow are a bag. Each primary datagram must find its equal among the
+ * secondary's, each of which serves once. They leave in order: a matched one waits for an unmatched one before it.
+ *
+ * The first held datagram is "overtaken" when it is unmatched although the secondary has sent something else that
+ * is unmatched, or something that matched a later one. Within the re-order window that is no difference yet; beyond
+ * it, it is one. A datagram to which the secondary says nothing at all is a matter of compare_timeout.
+ */
+#include <string.h>
+
+#include "core.h"
+#include "hash.h"
+
+static bool same_body(const struct colo_rec *a, const struct colo_rec *b)
+{
+    const uint8_t *pa = a->data + a->body, *pb = b->data + b->body;
+    size_t hole = a->hole, n = a->body_len;
+
+    if (a->digest != b->digest || a->body_len != b->body_len || a->tag != b->tag)
+        return false;
+    if (hole >= n)
+        return memcmp(pa, pb, n) == 0;
+    return memcmp(pa, pb, hole) == 0 && memcmp(pa + hole + 2, pb + hole + 2, n - hole - 2) == 0;
+}
+
+static void digest(const colo_comparator *c, struct colo_rec *rec)
+{
+    const uint8_t *p = rec->data + rec->body;
+    uint32_t from = rec->hole < rec->body_len ? rec->hole + 2 : 0;
+
+    rec->digest = colo_hash(c->config.hash_seed, p + from, rec->body_len - from);
+}
+
+static struct colo_rec *find_equal(const colo_comparator *c, const struct colo_list *list, const struct colo_rec *rec)
+{
+    uint32_t looks = 0;
+
+    for (struct colo_rec *other = list->head; other && looks < c->config.reorder_frames; other = other->flow_link.next) {
+        if (other->matched)
+            continue;
+        if (same_body(other, rec))
+            return other;
+        looks++;
+    }
+    return NULL;
+}
+
+/* ---------------------------------------------- flows that are overtaken */
+
+void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_datagrams *dg = &flow->u.dg;
+
+    if (!dg->since)
+        return;
+    *(dg->prev ? &dg->prev->u.dg.next : &c->overtaken) = dg->next;
+    *(dg->next ? &dg->next->u.dg.prev : &c->overtaken_tail) = dg->prev;
+    dg->next = dg->prev = NULL;
+    dg->since = 0;
+}
+
+static void watch(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_datagrams *dg = &flow->u.dg;
+    bool overtaken = !flow->diverged && flow->p.head && !flow->p.head->matched && (flow->s.head || dg->matched);
+
+    if (!overtaken) {
+        colo_datagram_forget(c, flow);
+    } else if (!dg->since) {
+        dg->since = c->now ? c->now : 1; /* 0 is "not overtaken" */
+        dg->next = NULL;
+        dg->prev = c->overtaken_tail;
+        *(dg->prev ? &dg->prev->u.dg.next : &c->overtaken) = flow;
+        c->overtaken_tail = flow;
+    }
+}
+
+void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_rec *rec;
+
+    while ((rec = flow->s.head)) {
+        colo_flow_list_remove(&flow->s, rec);
+        colo_held_remove(c, rec);
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+    }
+    colo_datagram_forget(c, flow);
+}
+
+static int64_t first_difference(const struct colo_rec *a, const struct colo_rec *b)
+{
+    uint32_t n = a->body_len < b->body_len ? a->body_len : b->body_len;
+    uint32_t hole = a->hole < n ? a->hole : n, i = 0;
+
+    while (i < n && (a->data[a->body + i] == b->data[b->body + i] || (i >= hole && i < hole + 2)))
+        i++;
+    return i;
+}
+
+void colo_datagram_expire(colo_comparator *c)
+{
+    struct colo_flow *flow;
+
+    while ((flow = c->overtaken) && c->now - flow->u.dg.since >= c->config.reorder_window) {
+        const struct colo_rec *p = flow->p.head, *s = flow->s.head;
+
+        colo_datagram_forget(c, flow);
+        colo_flow_diverged(c, flow, COLO_CAUSE_DATAGRAM, p, s, s ? first_difference(p, s) : 0);
+    }
+}
+
+/* ----------------------------------------------------------------- arrival */
+
+static void release_front(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_rec *rec;
+    bool moved = false;
+
+    while ((rec = flow->p.head) && rec->matched) {
+        colo_flow_list_remove(&flow->p, rec);
+        colo_held_remove(c, rec);
+        flow->u.dg.matched--;
+        colo_output_release(c, rec, COLO_REASON_MATCHED);
+        moved = true;
+    }
+    if (moved)
+        colo_datagram_forget(c, flow); /* a new first frame gets a window of its own */
+    watch(c, flow);
+}
+
+static void set_matched(colo_comparator *c, struct colo_flow *flow, struct colo_rec *p)
+{
+    p->matched = 1;
+    flow->u.dg.matched++;
+    c->n.compared_bytes += p->body_len;
+}
+
+void colo_datagram_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_rec *equal;
+
+    digest(c, rec);
+    colo_held_add(c, rec);
+    colo_flow_list_push(&flow->p, rec);
+    if (flow->held[COLO_PRIMARY] > c->config.max_flow_frames)
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow); /* asks for a checkpoint; the frame is kept */
+    equal = find_equal(c, &flow->s, rec);
+    if (equal) {
+        set_matched(c, flow, rec);
+        colo_flow_list_remove(&flow->s, equal);
+        colo_held_remove(c, equal);
+        colo_output_discard(c, equal, COLO_REASON_MATCHED);
+    }
+    release_front(c, flow);
+}
+
+void colo_datagram_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_rec *equal;
+
+    if (flow->diverged) {
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+        return;
+    }
+    digest(c, rec);
+    equal = find_equal(c, &flow->p, rec);
+    if (equal) {
+        set_matched(c, flow, equal);
+        colo_output_discard(c, rec, COLO_REASON_MATCHED);
+    } else if (flow->held[COLO_SECONDARY] >= c->config.max_flow_frames) {
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
+    } else {
+        colo_flow_list_push(&flow->s, rec);
+        colo_held_add(c, rec);
+    }
+    release_front(c, flow);
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * flow.h - what the comparator knows of one flow (one direction: VM to client), and the table of all flows.
+ */
+#ifndef COLO_FLOW_H
+#define COLO_FLOW_H
+
+#include "rec.h"
+
+enum { COLO_OOO_RANGES = 4 };
+
+struct colo_range {
+    int64_t start;
+    int64_t end;
+};
+
+/*
+ * A header kept so that an ACK number that was held back can be sent later. The client has been told less than the
+ * primary acknowledged: a debt.
+ */
+enum { COLO_DEBT_BYTES = 232 };
+
+struct colo_debt {
+    struct colo_debt *next;
+    struct colo_debt *prev;
+    struct colo_flow *flow;
+    int64_t since;
+    uint16_t len;      /* of head: up to and with the TCP header */
+    uint16_t l3;
+    uint16_t l4;
+    uint8_t vnet_len;
+    uint8_t head[COLO_DEBT_BYTES];
+};
+
+/* How the secondary's sequence numbers are to be read. */
+enum colo_numbering {
+    COLO_NUMBERS_UNKNOWN = 0,
+    COLO_NUMBERS_PRIMARY = 1, /* as the primary's: after a checkpoint, or translated by a rewriter */
+    COLO_NUMBERS_OWN = 2,     /* relative to its own initial sequence number */
+};
+
+struct colo_tcp {
+    uint32_t p_base;       /* sequence number of offset 0: the primary's ISN, or the first number met */
+    uint32_t s_base;       /* the same of the secondary's own numbers */
+    uint32_t ack_base;     /* ACK number of ACK offset 0 */
+    uint32_t rst_seq;      /* of the secondary's last RST */
+    uint32_t rst_ack;
+    uint8_t rst_flags;
+    uint8_t p_known;       /* p_base is valid */
+    uint8_t p_syn;         /* ... and is an ISN: offset 0 is the SYN */
+    uint8_t s_own;         /* s_base is valid */
+    uint8_t s_syn;         /* ... and is an ISN */
+    uint8_t numbering;     /* enum colo_numbering */
+    uint8_t ack_known;     /* ack_base is valid */
+    uint8_t p_acked;       /* p_ack is valid */
+    uint8_t s_acked;       /* s_ack is valid */
+    uint8_t told_known;    /* told is valid */
+    uint8_t rst_seen;      /* the secondary sent an RST in this epoch */
+    uint8_t rst_matched;   /* ... and so did the primary */
+    uint8_t renewed;       /* `later` is in use: a new connection follows this one */
+    uint8_t ranges;        /* how many of `range` are in use */
+    int64_t origin;        /* offset of the first payload byte, for people */
+    int64_t match;         /* all before this offset is matched or committed */
+    int64_t p_high;        /* end of what the primary has sent */
+    int64_t s_high;        /* end of what the secondary has sent in this epoch */
+    int64_t out_high;      /* end of what has been released */
+    int64_t p_ack;         /* highest ACK offset of the primary */
+    int64_t s_ack;         /* highest of the secondary, in this epoch or committed */
+    int64_t told;          /* highest released to the client */
+    struct colo_range range[COLO_OOO_RANGES]; /* matched beyond `match`, sorted, apart */
+    struct colo_rec *first_data;  /* first held primary frame that has a range */
+    struct colo_rec *rst_rec;     /* the secondary's RST while unmatched */
+    struct colo_debt *debt;
+    struct colo_list unplaced;    /* secondary frames that wait for the primary's first frame or new SYN */
+    struct colo_list later;       /* primary frames from a new SYN on, while older ones are held */
+};
+
+struct colo_datagrams {
+    int64_t since;                /* when other output overtook the first held frame, 0: it has not */
+    uint32_t matched;             /* held frames that are matched and wait for an earlier one */
+    struct colo_flow *next;       /* flows whose `since` is set, by age */
+    struct colo_flow *prev;
+};
+
+struct colo_flow {
+    struct colo_flow_id id;
+    uint8_t used;          /* for the table: touched since the clock's hand passed */
+    uint8_t closed;        /* TCP: FIN or RST seen: evicted before a live one */
+    uint8_t diverged;      /* waits for the next commit */
+    uint32_t index;        /* in the table */
+    uint32_t held[2];      /* frames inside, by side */
+    uint64_t hash;
+    uint64_t epoch;        /* of the state below; older: colo_flow_refresh comes first */
+    struct colo_list p;    /* held primary frames, in order of arrival */
+    struct colo_list s;    /* unmatched secondary frames; TCP: by offset, else by arrival */
+    union {
+        struct colo_tcp tcp;
+        struct colo_datagrams dg;
+    } u;
+};
+
+struct colo_table;
+
+struct colo_table *colo_table_create(uint32_t max_flows, uint64_t seed);
+void colo_table_destroy(struct colo_table *table);
+/* The flow, or NULL. */
+struct colo_flow *colo_table_find(struct colo_table *table, const struct colo_flow_id *id);
+/*
+ * A new, zeroed flow with id, hash and index set. When the table is full an idle flow (nothing held, no debt) makes
+ * room: one that is closed first, then one not used lately; *evicted tells. NULL: none is idle, or memory is out.
+ */
+struct colo_flow *colo_table_add(struct colo_table *table, const struct colo_flow_id *id, bool *evicted);
+void colo_table_clear(struct colo_table *table);
+uint32_t colo_table_count(const struct colo_table *table);
+
+#endif

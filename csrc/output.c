@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Records on their way out wait in the list of actions. Frames of our own are copied into buffers: such a buffer is
+ * `ready` until its action is fetched, then `retired` until the caller's next call, then free.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+struct colo_emit {
+    struct colo_emit *next;
+    uint8_t data[]; /* COLO_DEBT_BYTES at most */
+};
+
+void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
+{
+    rec->kind = COLO_RELEASE;
+    rec->reason = reason;
+    c->n.released[reason]++;
+    c->n.released_bytes += rec->len;
+    colo_list_push(&c->out, rec);
+}
+
+void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
+{
+    rec->kind = COLO_DISCARD;
+    rec->reason = reason;
+    c->n.discarded[reason]++;
+    colo_list_push(&c->out, rec);
+}
+
+bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t reason)
+{
+    struct colo_emit *emit = malloc(sizeof *emit + len);
+    struct colo_rec *rec = emit ? colo_pool_get(c->pool) : NULL;
+
+    if (!rec) {
+        free(emit);
+        return false;
+    }
+    memcpy(emit->data, data, len);
+    emit->next = c->emit_ready;
+    c->emit_ready = emit;
+    rec->kind = COLO_EMIT;
+    rec->reason = reason;
+    rec->data = emit->data;
+    rec->len = len;
+    rec->vnet_len = vnet_len;
+    colo_list_push(&c->out, rec);
+    return true;
+}
+
+size_t colo_output_fetch(colo_comparator *c, struct colo_action *out, size_t cap)
+{
+    size_t n;
+
+    for (n = 0; n < cap && c->out.head; n++) {
+        struct colo_rec *rec = colo_list_pop(&c->out);
+
+        out[n] = (struct colo_action){
+            .kind = rec->kind,
+            .reason = rec->reason,
+            .side = rec->side,
+            .vnet_len = rec->vnet_len,
+            .ack_at = rec->ack_at,
+            .csum_at = rec->ack_at ? (uint16_t)(rec->ack_at + 8) : 0, /* TCP: checksum at 16, ACK number at 8 */
+            .ack = rec->ack,
+            .csum = rec->csum,
+            .cookie = rec->cookie,
+            .data = rec->data,
+            .len = rec->len,
+        };
+        colo_pool_put(c->pool, rec);
+    }
+    if (!c->out.head && c->emit_ready) { /* all that were ready have been fetched */
+        struct colo_emit *last = c->emit_ready;
+
+        while (last->next)
+            last = last->next;
+        last->next = c->emit_retired;
+        c->emit_retired = c->emit_ready;
+        c->emit_ready = NULL;
+    }
+    return n;
+}
+
+static void free_all(struct colo_emit **list)
+{
+    while (*list) {
+        struct colo_emit *emit = *list;
+
+        *list = emit->next;
+        free(emit);
+    }
+}
+
+void colo_output_retire(colo_comparator *c)
+{
+    free_all(&c->emit_retired);
+}
+
+void colo_output_destroy(colo_comparator *c)
+{
+    free_all(&c->emit_retired);
+    free_all(&c->emit_ready);
+}

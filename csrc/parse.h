@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * parse.h - one frame, decoded once into host order.
+ *
+ * Understands Ethernet II and 802.3, up to two VLAN tags (802.1Q, 802.1ad), IPv4, IPv6 with extension headers, TCP,
+ * UDP, ICMP and ICMPv6. Whatever can't be parsed is of class MALFORMED and is compared as a whole, so parsing never
+ * fails: there is no frame that the comparator can't judge.
+ */
+#ifndef COLO_PARSE_H
+#define COLO_PARSE_H
+
+#include "coloproxy.h"
+
+enum {
+    COLO_TCP_FIN = 0x01,
+    COLO_TCP_SYN = 0x02,
+    COLO_TCP_RST = 0x04,
+    COLO_TCP_ACK = 0x10,
+};
+
+/* Options of a SYN that bind the connection for its life (RFC 9293 MSS; RFC 7323 scale, timestamps; RFC 2018). */
+struct colo_syn_options {
+    uint16_t mss;      /* 0: absent */
+    uint8_t wscale;    /* 255: absent */
+    uint8_t sack_ok;
+    uint8_t timestamps;
+};
+
+struct colo_packet {
+    struct colo_flow_id id;
+    uint32_t l3;       /* offsets into the frame's data, virtio-net header included */
+    uint32_t l4;
+    uint32_t body;     /* what is compared: TCP and UDP payload, other IP payload, or the whole frame */
+    uint32_t body_len;
+    uint32_t hole;     /* offset in the body of two bytes that are not compared (a checksum), or UINT32_MAX */
+    uint32_t tag;      /* must be equal too: fragment offset and flag */
+    uint32_t seq;      /* TCP */
+    uint32_t ack;
+    uint16_t csum;
+    uint8_t tcp_flags;
+    uint8_t tcp_auth;  /* carries an MD5 or AO option: can't be altered */
+    uint8_t csum_partial; /* the virtio-net header says that the checksum is completed later */
+    struct colo_syn_options syn;
+};
+
+/* Fills `out`. `data` holds vnet_len bytes of virtio-net header and the Ethernet frame. */
+void colo_parse(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct colo_packet *out);
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rec.h - the comparator's record of one frame that it holds, and the pool that records come from.
+ *
+ * A record is in up to two lists at a time: one of its flow (`flow_link`) and one of the comparator (`link`: all
+ * held frames of its side by age, or the deferred ones, or the actions on their way out). The frame's bytes are the
+ * caller's (see colo_frame).
+ */
+#ifndef COLO_REC_H
+#define COLO_REC_H
+
+#include "coloproxy.h"
+#include "parse.h"
+
+struct colo_flow;
+struct colo_rec;
+
+struct colo_link {
+    struct colo_rec *next;
+    struct colo_rec *prev;
+};
+
+struct colo_list {
+    struct colo_rec *head;
+    struct colo_rec *tail;
+};
+
+struct colo_rec {
+    struct colo_link link;
+    struct colo_link flow_link;
+    struct colo_flow *flow;   /* NULL: not (yet) in a flow */
+    const uint8_t *data;
+    uint64_t cookie;
+    int64_t time;             /* when it was read */
+    uint64_t digest;          /* datagrams: hash of the body */
+    int64_t off;              /* TCP: stream offset of its first position */
+    uint32_t len;
+    uint32_t body;            /* see colo_packet */
+    uint32_t body_len;
+    uint32_t hole;
+    uint32_t tag;
+    uint32_t seq;
+    uint32_t ack;             /* on its way out: the lowered number */
+    uint16_t l3;
+    uint16_t l4;
+    uint16_t csum;            /* on its way out: the checksum that goes with it */
+    uint16_t ack_at;          /* on its way out: see colo_action */
+    struct colo_syn_options syn;
+    uint8_t vnet_len;
+    uint8_t side;
+    uint8_t tcp_flags;
+    uint8_t tcp_auth;
+    uint8_t csum_partial;
+    uint8_t matched;          /* datagram: found on the other side */
+    uint8_t own_numbers;      /* secondary TCP: placed by its own sequence numbers, not the primary's */
+    uint8_t kind;             /* on its way out: enum colo_action_kind */
+    uint8_t reason;           /* on its way out: enum colo_reason */
+};
+
+/* The list functions take the link to use, so that one record can be in two lists. */
+void colo_list_push(struct colo_list *list, struct colo_rec *rec);
+void colo_list_remove(struct colo_list *list, struct colo_rec *rec);
+struct colo_rec *colo_list_pop(struct colo_list *list);
+
+void colo_flow_list_push(struct colo_list *list, struct colo_rec *rec);
+/* Puts `rec` behind `after`, or first where `after` is NULL. */
+void colo_flow_list_insert(struct colo_list *list, struct colo_rec *after, struct colo_rec *rec);
+void colo_flow_list_remove(struct colo_list *list, struct colo_rec *rec);
+
+struct colo_pool;
+
+/* A pool of at most `limit` records, allocated in blocks as they are needed. */
+struct colo_pool *colo_pool_create(uint32_t limit);
+void colo_pool_destroy(struct colo_pool *pool);
+/* A zeroed record, or NULL: the limit is reached or memory is out. */
+struct colo_rec *colo_pool_get(struct colo_pool *pool);
+void colo_pool_put(struct colo_pool *pool, struct colo_rec *rec);
+
+#endif

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A TCP frame arrives: which connection of its flow it belongs to, and at which stream offset.
+ *
+ * A flow is a pair of addresses and ports in one direction. Over time it carries several connections (generations),
+ * each begun by a SYN with a new initial sequence number. The primary's frames decide which generation is current:
+ *   - primary frames from a new SYN on wait in `later` while frames of the old generation are held;
+ *   - secondary frames wait in `unplaced` until the primary's first frame is known, or, from a new SYN of the
+ *     secondary on, until the primary's new SYN has come.
+ *
+ * The secondary's numbers. Its SYN carries its own ISN. What follows is in the primary's numbers where a rewriter
+ * translates (QEMU's filter-rewriter leaves the SYN-ACK as it is) and after a checkpoint, in its own otherwise. A
+ * frame is placed by whichever reading lies nearer to where the stream stands; the first payload that matches settles
+ * it for the epoch. A wrong guess can't release anything: the bytes would not agree.
+ */
+#include <string.h>
+
+#include "core.h"
+#include "seq.h"
+
+/* A frame further from the stream's position than this was not numbered like it. */
+static const int64_t NEAR = (int64_t)1 << 26;
+
+static int64_t distance(int64_t a, int64_t b)
+{
+    return a < b ? b - a : a - b;
+}
+
+static void discard_list(colo_comparator *c, struct colo_list *list, uint8_t reason)
+{
+    struct colo_rec *rec;
+
+    while ((rec = list->head)) {
+        colo_flow_list_remove(list, rec);
+        colo_held_remove(c, rec);
+        colo_output_discard(c, rec, reason);
+    }
+}
+
+void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t reason)
+{
+    struct colo_rec *rst = flow->u.tcp.rst_rec;
+
+    discard_list(c, &flow->s, reason);
+    if (rst) {
+        flow->u.tcp.rst_rec = NULL;
+        colo_held_remove(c, rst);
+        colo_output_discard(c, rst, reason);
+    }
+}
+
+/* The primary opens a new connection on these ports; nothing of the old one is held any more. */
+static void begin_generation(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_list unplaced = flow->u.tcp.unplaced, later = flow->u.tcp.later;
+
+    colo_tcp_drop_secondary(c, flow, COLO_REASON_STALE);
+    colo_ack_drop_debt(c, flow);
+    memset(&flow->u.tcp, 0, sizeof flow->u.tcp);
+    flow->u.tcp.unplaced = unplaced;
+    flow->u.tcp.later = later;
+    flow->closed = 0;
+}
+
+void colo_tcp_refresh(struct colo_flow *flow)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    flow->closed = tcp->p_known ? flow->closed : 0;
+    if (!tcp->p_known || tcp->renewed) {
+        memset(tcp, 0, sizeof *tcp);
+        return;
+    }
+    /* The secondary is a copy of the primary as it was: numbers, data sent, data acknowledged. */
+    tcp->s_own = 1;
+    tcp->s_syn = tcp->p_syn;
+    tcp->s_base = tcp->p_base;
+    tcp->numbering = COLO_NUMBERS_PRIMARY;
+    tcp->match = tcp->s_high = tcp->out_high = tcp->p_high;
+    tcp->ranges = 0;
+    tcp->rst_seen = tcp->rst_matched = 0;
+    tcp->rst_rec = tcp->first_data = NULL;
+    tcp->unplaced = (struct colo_list){NULL, NULL};
+    if (tcp->p_acked) {
+        tcp->s_acked = tcp->told_known = 1;
+        tcp->s_ack = tcp->told = tcp->p_ack;
+    } else {
+        tcp->s_acked = tcp->told_known = 0;
+    }
+}
+
+static int64_t place_secondary(struct colo_tcp *tcp, struct colo_rec *rec)
+{
+    int64_t near = tcp->s_high, as_primary = colo_seq_extend(tcp->p_base, near, rec->seq), as_own;
+
+    if (rec->tcp_flags & COLO_TCP_SYN) {
+        tcp->s_own = tcp->s_syn = 1;
+        tcp->s_base = rec->seq;
+        return 0;
+    }
+    if (tcp->numbering == COLO_NUMBERS_PRIMARY)
+        return as_primary;
+    if (!tcp->s_own) {
+        if (distance(as_primary, near) <= NEAR)
+            return as_primary;
+        /* Met in mid-stream, with numbers of its own: the first frame is taken to stand where the stream stands. */
+        tcp->s_own = 1;
+        tcp->s_base = rec->seq - (uint32_t)tcp->match;
+    }
+    as_own = colo_seq_extend(tcp->s_base, near, rec->seq);
+    if (tcp->numbering == COLO_NUMBERS_UNKNOWN && distance(as_primary, near) <= distance(as_own, near))
+        return as_primary;
+    rec->own_numbers = 1;
+    return as_own;
+}
+
+/* A secondary frame of the current generation, in no list. */
+static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    if (rec->tcp_flags & COLO_TCP_RST) {
+        tcp->rst_seen = 1;
+        tcp->rst_seq = rec->seq;
+        tcp->rst_ack = rec->ack;
+        tcp->rst_flags = rec->tcp_flags;
+        if (tcp->rst_matched || tcp->rst_rec) {
+            colo_output_discard(c, rec, COLO_REASON_MATCHED);
+        } else {
+            tcp->rst_rec = rec;
+            colo_held_add(c, rec);
+        }
+        return;
+    }
+    rec->off = place_secondary(tcp, rec);
+    if (rec->tcp_flags & COLO_TCP_ACK)
+        colo_ack_note(flow, COLO_SECONDARY, rec->ack);
+    if (!colo_stream_has_range(rec)) {
+        colo_output_discard(c, rec, COLO_REASON_MATCHED);
+        return;
+    }
+    if (colo_stream_end(rec) > tcp->s_high && distance(rec->off, tcp->s_high) <= NEAR)
+        tcp->s_high = colo_stream_end(rec);
+    colo_stream_add_secondary(c, flow, rec);
+}
+
+static bool is_other_generation(const struct colo_tcp *tcp, const struct colo_rec *rec)
+{
+    if (!(rec->tcp_flags & COLO_TCP_SYN))
+        return false;
+    return tcp->s_syn ? rec->seq != tcp->s_base : !tcp->p_syn;
+}
+
+static void wait_unplaced(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    if (!tcp->p_known && !colo_stream_has_range(rec) && !(rec->tcp_flags & COLO_TCP_RST)) {
+        if (rec->tcp_flags & COLO_TCP_ACK && !tcp->unplaced.head)
+            colo_ack_note(flow, COLO_SECONDARY, rec->ack);
+        if (!tcp->unplaced.head) {
+            colo_output_discard(c, rec, COLO_REASON_MATCHED);
+            return;
+        }
+    }
+    if (flow->held[COLO_SECONDARY] >= c->config.max_flow_frames) {
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
+        return;
+    }
+    colo_flow_list_push(&tcp->unplaced, rec);
+    colo_held_add(c, rec);
+}
+
+static void arrive_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    if (!tcp->p_known || tcp->unplaced.head || is_other_generation(tcp, rec))
+        wait_unplaced(c, flow, rec);
+    else
+        enter_secondary(c, flow, rec);
+}
+
+/* The primary's first frame of a generation is known: what the secondary said of it can be placed. */
+static void place_waiting(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_list waiting = flow->u.tcp.unplaced;
+    struct colo_rec *rec;
+
+    flow->u.tcp.unplaced = (struct colo_list){NULL, NULL};
+    while ((rec = waiting.head)) {
+        colo_flow_list_remove(&waiting, rec);
+        colo_held_remove(c, rec);
+        arrive_secondary(c, flow, rec);
+    }
+}
+
+/* A primary frame of the current generation; it is in the held list already. */
+static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    bool first = !tcp->p_known, is_reset = rec->tcp_flags & COLO_TCP_RST;
+
+    if (first) {
+        tcp->p_known = 1;
+        tcp->p_base = rec->seq;
+        tcp->p_syn = (rec->tcp_flags & COLO_TCP_SYN) != 0;
+        tcp->origin = tcp->p_syn;
+    }
+    rec->off = colo_seq_extend(tcp->p_base, tcp->p_high, rec->seq);
+    if (!is_reset && colo_stream_end(rec) > tcp->p_high)
+        tcp->p_high = colo_stream_end(rec);
+    if (!is_reset && rec->tcp_flags & COLO_TCP_ACK)
+        colo_ack_note(flow, COLO_PRIMARY, rec->ack);
+    if (rec->tcp_flags & (COLO_TCP_FIN | COLO_TCP_RST))
+        flow->closed = 1;
+    colo_flow_list_push(&flow->p, rec);
+    if (!tcp->first_data && colo_stream_has_range(rec))
+        tcp->first_data = rec;
+    if (first && tcp->unplaced.head)
+        place_waiting(c, flow);
+}
+
+static bool is_new_connection(const struct colo_tcp *tcp, const struct colo_rec *rec)
+{
+    return (rec->tcp_flags & COLO_TCP_SYN) && tcp->p_known && !(tcp->p_syn && rec->seq == tcp->p_base);
+}
+
+static void arrive_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    if (tcp->later.head || (is_new_connection(tcp, rec) && flow->p.head)) {
+        colo_flow_list_push(&tcp->later, rec);
+        tcp->renewed = 1;
+        return;
+    }
+    if (is_new_connection(tcp, rec))
+        begin_generation(c, flow);
+    enter_primary(c, flow, rec);
+}
+
+/* Compares and releases as far as it goes; then takes in the next generation, if one waits. */
+static void settle(colo_comparator *c, struct colo_flow *flow)
+{
+    for (;;) {
+        struct colo_list later = flow->u.tcp.later;
+        struct colo_rec *rec;
+
+        if (!flow->diverged)
+            colo_stream_advance(c, flow);
+        colo_ack_release(c, flow);
+        if (flow->p.head || !later.head)
+            return;
+        flow->u.tcp.later = (struct colo_list){NULL, NULL};
+        flow->u.tcp.renewed = 0;
+        while ((rec = later.head)) {
+            colo_flow_list_remove(&later, rec);
+            arrive_primary(c, flow, rec);
+        }
+    }
+}
+
+void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    colo_held_add(c, rec);
+    if (flow->held[COLO_PRIMARY] > c->config.max_flow_frames)
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow); /* asks for a checkpoint; the frame is kept */
+    arrive_primary(c, flow, rec);
+    settle(c, flow);
+}
+
+void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    if (flow->diverged) { /* only a commit helps now; but what it acknowledges still counts */
+        if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && flow->u.tcp.p_known)
+            colo_ack_note(flow, COLO_SECONDARY, rec->ack);
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+    } else {
+        arrive_secondary(c, flow, rec);
+    }
+    settle(c, flow);
+}
