@@ -14,6 +14,8 @@ and one that real hardware has too:
 
 from __future__ import annotations
 
+import functools
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ forgets to tell TCG's TLB about pages that were cleaned; the secondary then miss
 KVM_RAM_KIB = 192 * 1024
 """RAM of a guest under KVM, in KiB."""
 
-_PROBE_SECONDS = 3.0
+_PROBE_SECONDS = 2.0
 _PROBE_ROM_BYTES = 0x10000
 _PROBE_EXIT_PORT = 0xF4
 _PROBE_VALUE = 0x10
@@ -82,14 +84,15 @@ def find_shim() -> Path:
     )
 
 
+@functools.cache
 def kvm_works() -> bool:
     """True if KVM runs guest code at the speed of a processor.
 
     That /dev/kvm exists and opens proves little: inside another virtual machine it may refuse to make a VM, or emulate
     instruction by instruction and never get through a kernel's boot.  So a small ROM counts to fifty million and
-    reports by way of QEMU's exit status: some 20 ms with hardware support, minutes without.
+    reports by way of QEMU's exit status: some 20 ms with hardware support, minutes without.  The answer is kept.
     """
-    if not Path("/dev/kvm").exists():
+    if not Path("/dev/kvm").exists() or not _has_virtualization_extensions():
         return False
     with tempfile.NamedTemporaryFile(prefix="colotb-kvm-probe-") as rom:
         rom.write(_probe_rom())
@@ -103,6 +106,12 @@ def kvm_works() -> bool:
         except (OSError, subprocess.TimeoutExpired):
             return False
     return done.returncode == (_PROBE_VALUE << 1 | 1)
+
+
+def _has_virtualization_extensions() -> bool:
+    """True if the processor says that it has VT-x or AMD-V; spares the probe where there can be no KVM to speak of."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return flags is not None and not {"vmx", "svm"}.isdisjoint(flags[1].split())
 
 
 def _probe_rom() -> bytes:
