@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,8 @@ from .kernel import Kernel, find_kernel, read_image, read_module
 
 LARGE_FILE_BYTES = 50 * 1000 * 1000
 _FORMAT = 2  # of a cached guest; to be raised when what is made of the same inputs changes
+_KEPT_GUESTS = 3
+_DRAFT_SECONDS = 3600.0
 _LARGE_FILE_SEED = b"coloproxy large file"
 _PT_INTERP = 3  # elf(5)
 _DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules", "www", "www/cgi-bin")
@@ -65,6 +68,8 @@ def build_guest(cache: Path | None = None, large_bytes: int = LARGE_FILE_BYTES) 
     place = cache / f"guest-{_key(kernel, busybox, modules, large_bytes)}"
     if not (place / "guest.json").exists():
         _build(place, kernel, busybox, modules, large_bytes)
+    os.utime(place)
+    _prune(cache)
     return _load(place)
 
 
@@ -126,6 +131,19 @@ def _build(place: Path, kernel: Kernel, busybox: bytes, modules: dict[Path, byte
             raise GuestError(f"can't put the built guest into {place}")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _prune(cache: Path) -> None:
+    """Remove guests that weren't used lately, and what killed builds left: each takes over 100 MB."""
+    dated: list[tuple[float, Path]] = []
+    for path in cache.glob("*-*"):
+        with contextlib.suppress(OSError):  # another process prunes, too
+            dated.append((path.stat().st_mtime, path))
+    guests = sorted((item for item in dated if item[1].name.startswith("guest-")), reverse=True)
+    stale = [path for _, path in guests[_KEPT_GUESTS:]]
+    stale += [path for age, path in dated if path.name.startswith("building-") and time.time() - age > _DRAFT_SECONDS]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_initrd(out: BinaryIO, busybox: bytes, modules: dict[Path, bytes], large: bytes) -> None:

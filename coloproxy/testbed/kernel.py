@@ -2,17 +2,20 @@
 """Finds a Linux kernel for the guest, and its modules.
 
 The kernel is Debian's own: the newest in /boot that has all drivers the guest needs, else the linux-image package,
-downloaded and unpacked beside the cache.  It is never installed: installing a kernel package changes what somebody's
+downloaded into the cache.  It is never installed: installing a kernel package changes what somebody's
 machine boots next time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import re
+import shutil
 import struct
 import subprocess
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ _PAYLOAD_AT = 0x248
 _PVH_NOTES = tuple(struct.pack("<III", 4, size, 18) + b"Xen\0" for size in (4, 8))
 
 _PACKAGE = "linux-image-amd64"
+_INDEX_FILES = ("modules.dep", "modules.builtin")
 _DOWNLOAD_SECONDS = 600.0
 
 
@@ -132,21 +136,30 @@ def _installed(root: Path) -> Iterator[Kernel]:
             break
 
 
-def _download(into: Path) -> None:
-    """Fetch and unpack the kernel package that the meta package stands for, without installing it."""
-    into.mkdir(parents=True, exist_ok=True)
-    listing = _command(["apt-cache", "depends", "--important", _PACKAGE])
-    names = re.findall(r"Depends:\s*(linux-image-\S+)", listing)
-    if not names:
-        raise GuestError(f"apt knows no package {_PACKAGE}; is there a Debian mirror, and did `apt-get update` run?")
-    _command(["apt-get", "download", names[0]], cwd=into)
-    for package in into.glob("*.deb"):
-        _command(["dpkg-deb", "-x", str(package), str(into)])
-        package.unlink()
-    for modules in (*into.glob("lib/modules/*"), *into.glob("usr/lib/modules/*")):
-        # depmod runs when a kernel is installed, which this one is not.
-        root = into if modules.parts[-3] == "lib" and modules.parts[-4] != "usr" else into / "usr"
-        _command(["depmod", "-b", str(root), modules.name])
+def _download(place: Path) -> None:
+    """Fetch the kernel package that the meta package stands for, and keep the few files of it that a guest needs."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="downloading-", dir=place.parent) as scratch:
+        whole, kept = Path(scratch) / "whole", Path(scratch) / "kept"
+        whole.mkdir()
+        _command(["apt-get", "--quiet", "update"])
+        names = re.findall(r"Depends:\s*(linux-image-\S+)", _command(["apt-cache", "depends", "--important", _PACKAGE]))
+        if not names:
+            raise GuestError(f"apt knows no package {_PACKAGE}; is there a Debian mirror in its sources?")
+        _command(["apt-get", "--quiet", "download", names[0]], cwd=whole)
+        for package in whole.glob("*.deb"):
+            _command(["dpkg-deb", "-x", str(package), str(whole)])
+        for modules in (*whole.glob("lib/modules/*"), *whole.glob("usr/lib/modules/*")):
+            # depmod runs when a kernel is installed, which this one is not.
+            _command(["depmod", "-b", str(modules.parents[2]), modules.name])
+        for kernel in _installed(whole):
+            files = [kernel.image, *(kernel.modules / name for name in _INDEX_FILES), *kernel.module_files()]
+            for file in files:
+                target = kept / file.relative_to(whole)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            kept.rename(place)
 
 
 def _command(argv: Sequence[str], cwd: Path | None = None) -> str:
