@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "judge.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <time.h>
+
+enum {
+    ACTIONS = 256,
+    EVENTS = 8,
+    DRAIN_READS = 1024, /* at most, of one input at one stop: 128 MiB, more than sockets hold */
+};
+
+int64_t colo_clock_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *config, struct colo_report *report)
+{
+    int error;
+
+    j->report = report;
+    for (int side = 0; side < 2; side++)
+        colo_input_init(&j->inputs[side], &j->pool, side, config->vnet_hdr, config->max_frame);
+    error = colo_slab_pool_init(&j->pool, config->slab_size, config->max_slabs);
+    if (error)
+        return error;
+    error = colo_outlet_init(&j->outlet, &j->pool, config);
+    if (error)
+        return error;
+    j->comparator = colo_comparator_create(&config->comparator);
+    return j->comparator ? 0 : COLO_ERR_MISUSE;
+}
+
+void colo_judge_fini(struct colo_judge *j)
+{
+    colo_comparator_destroy(j->comparator);
+    j->comparator = NULL;
+    colo_outlet_fini(&j->outlet);
+    for (int side = 0; side < 2; side++)
+        colo_input_fini(&j->inputs[side]);
+    colo_slab_pool_fini(&j->pool);
+}
+
+/* ---------------------------------------------------------------- actions */
+
+static void carry_out_one(struct colo_judge *j, const struct colo_action *a)
+{
+    uint64_t before = j->outlet.queue.bytes;
+    int error = 0;
+
+    switch (a->kind) {
+    case COLO_RELEASE:
+        error = colo_outlet_release(&j->outlet, a);
+        break;
+    case COLO_EMIT:
+        if (colo_outlet_emit(&j->outlet, a) < 0)
+            j->error = ENOMEM;
+        return;
+    default:
+        colo_slab_put(&j->pool, colo_slab_of(&j->pool, a->cookie), 1);
+        break;
+    }
+    j->inside--;
+    if (error)
+        j->error = ENOMEM;
+    if (a->kind == COLO_RELEASE && a->reason == COLO_REASON_COMMITTED) {
+        j->committed_frames++;
+        j->committed_bytes += j->outlet.queue.bytes - before;
+    }
+}
+
+static void carry_out(struct colo_judge *j)
+{
+    struct colo_action actions[ACTIONS];
+    size_t n;
+
+    do {
+        n = colo_comparator_actions(j->comparator, actions, ACTIONS);
+        for (size_t i = 0; i < n && !j->error; i++)
+            carry_out_one(j, &actions[i]);
+    } while (n && !j->error);
+}
+
+void colo_judge_events(struct colo_judge *j)
+{
+    struct colo_event events[EVENTS];
+    size_t n;
+
+    while ((n = colo_comparator_events(j->comparator, events, EVENTS))) {
+        for (size_t i = 0; i < n; i++) {
+            struct colo_engine_event e = {
+                .kind = COLO_ENGINE_COMPARATOR, .time = events[i].time, .event = events[i]};
+
+            if (events[i].kind == COLO_EVENT_WANT_CHECKPOINT) {
+                if (j->wanted) /* the engine's own wish for slabs came first */
+                    continue;
+                j->wanted = true;
+            }
+            colo_report_stage(j->report, &e);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- feeding */
+
+/* Feeds one batch; true if a frame was taken. */
+static bool feed_some(struct colo_judge *j, int side)
+{
+    struct colo_input *in = &j->inputs[side];
+    uint32_t count = colo_input_scan(in);
+    long taken;
+
+    if (!count || j->error)
+        return false;
+    taken = colo_comparator_feed(j->comparator, side, in->frames + in->first, count, in->time);
+    if (taken < 0) {
+        j->error = taken == COLO_ERR_NOMEM ? ENOMEM : EINVAL;
+        return false;
+    }
+    j->inside += (uint64_t)taken;
+    colo_input_taken(in, (uint32_t)taken);
+    return taken > 0;
+}
+
+void colo_judge_feed(struct colo_judge *j)
+{
+    bool more;
+
+    /* In small turns, so that the two streams stay in step and little is held. */
+    do {
+        more = feed_some(j, COLO_PRIMARY);
+        more |= feed_some(j, COLO_SECONDARY);
+        if (more)
+            carry_out(j);
+    } while (more && !j->error);
+}
+
+void colo_judge_tick(struct colo_judge *j, int64_t now)
+{
+    if (colo_comparator_deadline(j->comparator) > now)
+        return;
+    colo_comparator_tick(j->comparator, now);
+    carry_out(j);
+}
+
+/* ----------------------------------------------------------------- reading */
+
+bool colo_judge_may_read(struct colo_judge *j, int side)
+{
+    struct colo_input *in = &j->inputs[side];
+
+    /* Both stop for outdev: a secondary that runs ahead of a paused primary would only fill the comparator. */
+    return in->fd >= 0 && !colo_input_waits(in) && !colo_outlet_full(&j->outlet) && colo_input_prepare(in, false);
+}
+
+bool colo_judge_read(struct colo_judge *j, int side, int *error)
+{
+    long n = colo_input_read(&j->inputs[side]);
+
+    j->reads++;
+    if (n > 0)
+        j->bytes_read[side] += (uint64_t)n;
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)))
+        return true;
+    *error = n < 0 ? errno : 0;
+    return false;
+}
+
+void colo_judge_out_of_slabs(struct colo_judge *j, int64_t now)
+{
+    struct colo_counters n;
+    struct colo_engine_event e = {.kind = COLO_ENGINE_COMPARATOR, .time = now};
+
+    if (colo_slab_in_use(&j->pool) == 0) /* none to wait for: there is no memory */
+        j->error = ENOMEM;
+    if (j->limit_told || !j->inside)
+        return;
+    j->limit_told = true;
+    colo_comparator_counters(j->comparator, &n);
+    e.event = (struct colo_event){
+        .kind = COLO_EVENT_LIMIT,
+        .cause = COLO_CAUSE_LIMIT_BYTES,
+        .epoch = n.epoch,
+        .time = now,
+        .primary_age = -1,
+        .secondary_age = -1,
+        .held_frames = n.held_frames[COLO_PRIMARY],
+        .held_bytes = n.held_bytes[COLO_PRIMARY],
+    };
+    colo_report_stage(j->report, &e);
+    if (j->wanted)
+        return;
+    j->wanted = true;
+    e.event.kind = COLO_EVENT_WANT_CHECKPOINT;
+    colo_report_stage(j->report, &e);
+}
+
+/* ------------------------------------------------------------------ epochs */
+
+/*
+ * Reads an input until nothing is left and feeds it. A peer that is gone is found again, and reported, by the loop's
+ * next read. `drop`: what the comparator won't take is thrown away, and not even want of slabs ends the reading.
+ */
+static void drain(struct colo_judge *j, int side, bool drop)
+{
+    struct colo_input *in = &j->inputs[side];
+
+    for (int reads = 0; reads < DRAIN_READS && !j->error; reads++) {
+        long n;
+
+        while (feed_some(j, side))
+            carry_out(j);
+        if (drop)
+            colo_input_drop(in);
+        if (in->fd < 0 || in->framing.fault || colo_input_waits(in) || !colo_input_prepare(in, drop))
+            return;
+        n = colo_input_read(in);
+        j->reads++;
+        if (n <= 0)
+            return;
+        j->bytes_read[side] += (uint64_t)n;
+        in->time = colo_clock_now();
+    }
+}
+
+void colo_judge_stop(struct colo_judge *j)
+{
+    drain(j, COLO_SECONDARY, true);
+    colo_comparator_stop(j->comparator, colo_clock_now());
+    drain(j, COLO_PRIMARY, false);
+}
+
+void colo_judge_commit(struct colo_judge *j, int64_t resumed)
+{
+    struct colo_engine_event e = {.kind = COLO_ENGINE_COMMITTED};
+    int64_t now;
+
+    colo_judge_feed(j);
+    colo_input_drop(&j->inputs[COLO_SECONDARY]);
+    colo_judge_events(j);
+    now = colo_clock_now();
+    j->committed_frames = j->committed_bytes = 0;
+    j->wanted = j->limit_told = false;
+    colo_comparator_commit(j->comparator, resumed < now ? resumed : now, now);
+    carry_out(j);
+    e.time = now;
+    e.released_frames = j->committed_frames;
+    e.released_bytes = j->committed_bytes;
+    colo_report_stage(j->report, &e);
+}
+
+void colo_judge_abort(struct colo_judge *j)
+{
+    colo_comparator_abort(j->comparator, colo_clock_now());
+    carry_out(j);
+}
+
+void colo_judge_alone(struct colo_judge *j)
+{
+    colo_judge_events(j);
+    colo_comparator_alone(j->comparator, colo_clock_now());
+    j->wanted = j->limit_told = false;
+    carry_out(j);
+}
