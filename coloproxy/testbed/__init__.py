@@ -6,7 +6,7 @@ from __future__ import annotations
 from .client import Client, Transfer, TransferResult
 from .colo import Checkpoint, Failover, Start
 from .errors import TestbedError
-from .guest import Guest, build_guest
+from .guest import Guest, build_guest, large_file
 from .pair import ComparatorCommand, Endpoints, PairOptions, VmPair, coloproxy_compare
 from .process import Completed
 from .requirements import install_missing, missing
@@ -28,5 +28,6 @@ __all__ = [
     "build_guest",
     "coloproxy_compare",
     "install_missing",
+    "large_file",
     "missing",
 ]

@@ -58,6 +58,7 @@ def cache_directory() -> Path:
 def build_guest(cache: Path | None = None, large_bytes: int = LARGE_FILE_BYTES) -> Guest:
     """The guest, from the cache if it is there, else built now.
 
+    *large_bytes* is the size of /large.bin; packed and unpacked it must fit into the guest's RAM at once.
     Blocks for a second or two when it builds, for longer if a kernel must be downloaded.  Raises GuestError.
     """
     cache = cache or cache_directory()
@@ -125,10 +126,12 @@ def _build(place: Path, kernel: Kernel, busybox: bytes, modules: dict[Path, byte
             "large_sha256": hashlib.sha256(large).hexdigest(),
         }
         (draft / "guest.json").write_text(json.dumps(facts, indent=2) + "\n")
-        with contextlib.suppress(FileExistsError, OSError):
+        with contextlib.suppress(OSError):  # somebody else was quicker
             draft.rename(place)
         if not (place / "guest.json").exists():
             raise GuestError(f"can't put the built guest into {place}")
+    except OSError as error:
+        raise GuestError(f"can't write the guest below {place.parent}: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

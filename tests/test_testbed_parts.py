@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the test bed that need neither root nor a virtual machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from coloproxy.testbed import guest, kernel, leftovers, process, qemu, tcg
+from coloproxy.testbed.cpio import CpioWriter
+from coloproxy.testbed.errors import DeadlineError, GuestError, ProcessError
+from coloproxy.testbed.net import LINK_PRIMARY, LINK_SECONDARY
+
+
+def archive() -> bytes:
+    """One entry of each kind, with lengths of every remainder by four."""
+    out = io.BytesIO()
+    writer = CpioWriter(out)
+    writer.directory("dir")
+    for size in range(5):
+        writer.file(f"dir/{'n' * size}x", b"a" * size)
+    writer.file("run", b"#!/bin/sh\n", 0o755)
+    writer.symlink("link", "dir/x")
+    writer.finish()
+    return out.getvalue()
+
+
+def test_cpio_is_reproducible() -> None:
+    assert archive() == archive()
+
+
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio here to compare with")
+def test_cpio_unpacks(tmp_path: Path) -> None:
+    subprocess.run(["cpio", "-id", "--quiet"], input=archive(), cwd=tmp_path, check=True)
+    assert [(tmp_path / "dir" / f"{'n' * n}x").read_bytes() for n in range(5)] == [b"a" * n for n in range(5)]
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "link").readlink() == Path("dir/x")
+
+
+def make_kernel(tmp_path: Path, dep: str, builtin: str = "") -> kernel.Kernel:
+    (tmp_path / "modules.dep").write_text(dep)
+    (tmp_path / "modules.builtin").write_text(builtin)
+    return kernel.Kernel("1", tmp_path / "vmlinuz-1", tmp_path)
+
+
+def names(files: Sequence[Path]) -> list[str]:
+    return [file.name for file in files]
+
+
+def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
+    dep = "n/top.ko: n/middle.ko n/base.ko\nn/middle.ko: n/base.ko\nn/base.ko:\nn/other-one.ko.xz: n/base.ko\n"
+    found = make_kernel(tmp_path, dep).module_files(("top", "other_one"))
+    assert names(found) == ["base.ko", "middle.ko", "top.ko", "other-one.ko.xz"]
+
+
+def test_builtin_modules_are_left_out(tmp_path: Path) -> None:
+    found = make_kernel(tmp_path, "a.ko:\n", "kernel/drivers/b.ko\n")
+    assert names(found.module_files(("a", "b"))) == ["a.ko"]
+    with pytest.raises(GuestError, match="no module c"):
+        found.module_files(("c",))
+
+
+def test_large_file_begins_the_same_at_any_size() -> None:
+    assert guest.large_file(1000) == guest.large_file(5000)[:1000]
+    data = guest.large_file(1 << 20)
+    blocks = {data[i : i + 512] for i in range(0, 1 << 20, 512)}
+    assert len(blocks) == 2048  # no block stands in for another
+
+
+def test_built_guest_is_found_again(tmp_path: Path) -> None:
+    first = guest.build_guest(tmp_path, large_bytes=1000)
+    assert guest.build_guest(tmp_path, large_bytes=1000) == first
+    assert first.large_sha256 == hashlib.sha256(guest.large_file(1000)).hexdigest()
+    assert guest.build_guest(tmp_path, large_bytes=1001) != first
+    assert not list(tmp_path.glob("building-*"))
+
+
+def test_leftovers_of_the_dead_go_and_of_the_living_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = tmp_path / leftovers.new_name()
+    pid, start = os.getpid(), int(mine.name.split("-")[2])
+    reused = tmp_path / f"colotb-{pid}-{start - 1}-1"  # my process id, but somebody who had it before
+    dead = tmp_path / "colotb-4194305-5-1"  # beyond the largest process id
+    foreign = tmp_path / "colotb-notes"
+    for path in (mine, reused, dead, foreign):
+        path.mkdir()
+    leftovers.remove_leftovers()
+    assert sorted(tmp_path.iterdir()) == sorted([mine, foreign])
+
+
+@pytest.mark.skipif(shutil.which(tcg.QEMU) is None, reason="no QEMU here")
+def test_the_kvm_probe_runs_to_its_end_when_emulated(tmp_path: Path) -> None:
+    rom = tmp_path / "rom"
+    rom.write_bytes(tcg._probe_rom())
+    argv = [tcg.QEMU, "-accel", "tcg", "-M", "pc", "-m", "1", "-nodefaults", "-display", "none", "-bios", str(rom)]
+    argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    assert subprocess.run(argv, check=False, timeout=30).returncode == 33
+
+
+def test_ram_under_tcg_is_no_multiple_of_256_kib() -> None:
+    assert tcg.TCG_RAM_KIB % 256 != 0
+
+
+@pytest.mark.parametrize("nic", ["e1000", "virtio"])
+@pytest.mark.parametrize("stock", [False, True])
+def test_vnet_headers_are_everywhere_or_nowhere(nic: qemu.Nic, stock: bool) -> None:
+    built = guest.Guest(Path("k"), Path("i"), "1", b"", 0, "")
+    options = qemu.MachineOptions(built, tcg.Acceleration("tcg", 1, None), nic=nic, stock_comparator=stock)
+    for role, command in (("primary", qemu.primary_command), ("secondary", qemu.secondary_command)):
+        argv = command(options, qemu.Sockets.below(Path("/d"), role))  # type: ignore[arg-type]
+        for argument in argv:
+            if argument.startswith(("filter-", "colo-compare")):
+                assert ("vnet_hdr_support=on" in argument) == (nic == "virtio")
+        assert any(argument.endswith(f"vnet_hdr={'on' if nic == 'virtio' else 'off'}") for argument in argv)
+
+
+def test_each_socket_of_the_secondary_has_its_counterpart() -> None:
+    built = guest.Guest(Path("k"), Path("i"), "1", b"", 0, "")
+    options = qemu.MachineOptions(built, tcg.Acceleration("tcg", 1, None))
+    primary = " ".join(qemu.primary_command(options, qemu.Sockets.below(Path("/d"), "primary")))
+    secondary = " ".join(qemu.secondary_command(options, qemu.Sockets.below(Path("/d"), "secondary")))
+    assert f"id=mirror0,host={LINK_SECONDARY},port={qemu.MIRROR_PORT},reconnect=1" in primary
+    assert f"id=red0,host={LINK_SECONDARY},port={qemu.MIRROR_PORT},server=on" in secondary
+    assert f"id=red1,host={LINK_PRIMARY},port={qemu.SECONDARY_IN_PORT},reconnect=1" in secondary
+    assert primary.index("id=redire0") < primary.index("id=redire1")
+
+
+async def test_run_captures_both_streams_and_the_status() -> None:
+    done = await process.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
+    with pytest.raises(ProcessError, match="exit status 3: err"):
+        done.check()
+
+
+async def test_run_kills_what_takes_too_long() -> None:
+    with pytest.raises(DeadlineError, match="sleep 60: not done"):
+        await process.run(["sleep", "60"], deadline=0.2)
+
+
+async def test_a_stopped_daemon_still_ends(tmp_path: Path) -> None:
+    daemon = await process.Daemon.start("sleeper", ["sleep", "60"], tmp_path / "log")
+    daemon.signal(signal.SIGSTOP)
+    await daemon.stop(grace=5.0)
+    assert daemon.returncode == -signal.SIGTERM
+
+
+async def test_a_daemon_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
+    argv = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]
+    daemon = await process.Daemon.start("deaf", argv, tmp_path / "log")
+    while "\nready" not in daemon.tail():  # noqa: ASYNC110 - it is another process that we wait for
+        await asyncio.sleep(0.01)
+    await daemon.stop(grace=0.2)
+    assert daemon.returncode == -signal.SIGKILL
+
+
+async def test_a_daemon_that_ended_says_why(tmp_path: Path) -> None:
+    daemon = await process.Daemon.start("broken", ["sh", "-c", "echo no such luck; exit 2"], tmp_path / "log")
+    await daemon.wait()
+    with pytest.raises(ProcessError, match=r"status 2(.|\n)*no such luck"):
+        daemon.check()
