@@ -24,6 +24,7 @@ int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *confi
     int error;
 
     j->report = report;
+    j->outlet.fd = -1;
     for (int side = 0; side < 2; side++)
         colo_input_init(&j->inputs[side], &j->pool, side, config->vnet_hdr, config->max_frame);
     error = colo_slab_pool_init(&j->pool, config->slab_size, config->max_slabs);
@@ -176,7 +177,7 @@ void colo_judge_out_of_slabs(struct colo_judge *j, int64_t now)
     struct colo_counters n;
     struct colo_engine_event e = {.kind = COLO_ENGINE_COMPARATOR, .time = now};
 
-    if (colo_slab_in_use(&j->pool) == 0) /* none to wait for: there is no memory */
+    if (!j->inside && !j->outlet.queue.bytes) /* nobody has them, so it is memory that is wanting */
         j->error = ENOMEM;
     if (j->limit_told || !j->inside)
         return;

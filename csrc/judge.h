@@ -44,7 +44,7 @@ struct colo_judge {
     int error;           /* an errno that ends the engine */
 };
 
-/* COLO_ERR_NOMEM, COLO_ERR_MISUSE or 0. */
+/* On a zeroed judge. COLO_ERR_NOMEM, COLO_ERR_MISUSE (of the comparator's config) or 0; after any, call fini. */
 int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *config, struct colo_report *report);
 void colo_judge_fini(struct colo_judge *j);
 

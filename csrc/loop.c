@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -16,8 +15,10 @@ int colo_loop_init(struct colo_loop *l, const struct colo_engine_config *config,
     l->report = report;
     l->ports = ports;
     colo_gate_init(&l->gate);
+    error = colo_judge_init(&l->judge, config, report);
     l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    error = l->epoll_fd < 0 ? COLO_ERR_SYSTEM : colo_judge_init(&l->judge, config, report);
+    if (!error && l->epoll_fd < 0)
+        error = COLO_ERR_SYSTEM;
     if (error)
         colo_loop_fini(l);
     return error;
@@ -210,7 +211,8 @@ static void serve_outdev(struct colo_loop *l, uint32_t ready)
 
     if (out->fd >= 0 && ready & ~(uint32_t)EPOLLOUT && !colo_outlet_listen(out, &error))
         lose(l, COLO_PORT_OUTDEV, error, NULL);
-    if (colo_outlet_flush(out) < 0)
+    /* A full socket is left alone until epoll says otherwise. */
+    if ((!l->paused[COLO_PORT_OUTDEV] || ready & EPOLLOUT) && colo_outlet_flush(out) < 0)
         lose(l, COLO_PORT_OUTDEV, errno, NULL);
 }
 
@@ -352,6 +354,7 @@ void colo_loop_run(struct colo_loop *l)
         detach(l, port);
     }
     colo_gate_detach(&l->gate);
+    colo_command_close(l->commands);
     if (l->judge.error) {
         fatal.error = l->judge.error;
         fatal.time = colo_clock_now();

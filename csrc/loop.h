@@ -53,7 +53,7 @@ struct colo_loop {
     struct colo_engine_counters counters;
 };
 
-/* The three pointers must outlive the loop. COLO_ERR_NOMEM, _SYSTEM, _MISUSE or 0. */
+/* On a zeroed loop. The three pointers must outlive it. COLO_ERR_NOMEM, _SYSTEM, _MISUSE or 0. */
 int colo_loop_init(struct colo_loop *l, const struct colo_engine_config *config, struct colo_command_queue *commands,
                    struct colo_report *report, struct colo_ports *ports);
 void colo_loop_fini(struct colo_loop *l);
