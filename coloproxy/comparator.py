@@ -29,9 +29,7 @@ __all__ = ["Action", "Comparator", "Counters", "Discarded", "Emitted", "Frame", 
 _BATCH = 64
 _NEVER = 2**63 - 1
 
-DEFAULT_PASS = frozenset(
-    {FrameClass.ARP, FrameClass.ND, FrameClass.DHCP, FrameClass.MULTICAST, FrameClass.LINK}
-)
+DEFAULT_PASS = frozenset({FrameClass.ARP, FrameClass.ND, FrameClass.DHCP, FrameClass.MULTICAST, FrameClass.LINK})
 """Frame classes that carry no service state and are released at once by default."""
 
 

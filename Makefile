@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Two commands for people: `make demo` and `make test`. Both install what they need (as root on Debian).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+CSRC := $(wildcard csrc/*.c csrc/*.h)
+
+help:
+	@echo "make demo   protect a real VM, kill its host in mid-download, see the download finish (root, Debian)"
+	@echo "make test   everything: linters, types, C tests under sanitizers, properties, real VMs (root, Debian)"
+	@echo "make check  the part of it that needs neither root nor a VM"
+	@echo "make lint   ruff and mypy only"
+	@echo "make clean  forget all that was built here"
+
+# What apt must bring before Python can do the rest; nothing happens where all of it is there.
+deps:
+	@sh tools/install-deps.sh $(PYTHON)
+
+$(BIN)/python: | deps
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+
+# One install of the package, in the virtual environment, again whenever a source is newer.
+$(VENV)/.installed: $(BIN)/python setup.py pyproject.toml $(CSRC) $(shell find coloproxy -name '*.py')
+	$(BIN)/pip install --quiet ".[demo,test]"
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/coloproxy demo
+
+test: install
+	$(BIN)/python tools/run_tests.py --all $(PYTEST_ARGS)
+
+check: install
+	$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help deps install demo test check lint clean

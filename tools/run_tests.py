@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the test suite against the installed package; `--all` insists that nothing is left out.
+
+With --all a test that would be skipped fails instead (COLOPROXY_REQUIRE_ALL, see tests/conftest.py), and what the
+real VMs need is installed first. Everything behind the options goes to pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--all", action="store_true", help="with real VMs (root, Debian); a skipped test is a failure")
+    options, pytest_args = parser.parse_known_args()
+
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # test what is installed, not what lies in this directory
+    if options.all:
+        environment["COLOPROXY_REQUIRE_ALL"] = "1"
+        from coloproxy.testbed import install_missing
+
+        install_missing(lambda step: print(step, flush=True))
+    else:
+        pytest_args = ["-m", "not e2e", *pytest_args]
+    command = [sys.executable, "-m", "pytest", "--import-mode=importlib", *pytest_args]
+    return subprocess.run(command, cwd=TOP, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
