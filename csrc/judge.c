@@ -205,27 +205,30 @@ void colo_judge_out_of_slabs(struct colo_judge *j, int64_t now)
 
 /*
  * Reads an input until nothing is left and feeds it. A peer that is gone is found again, and reported, by the loop's
- * next read. `drop`: what the comparator won't take is thrown away, and not even want of slabs ends the reading.
+ * next read. `old`: the frames are of the epoch that ends, however late they are read; what the comparator won't take
+ * of them is thrown away, and not even want of slabs ends the reading.
  */
-static void drain(struct colo_judge *j, int side, bool drop)
+static void drain(struct colo_judge *j, int side, bool old)
 {
     struct colo_input *in = &j->inputs[side];
 
+    if (old && in->time > j->quiet_at)
+        in->time = j->quiet_at;
     for (int reads = 0; reads < DRAIN_READS && !j->error; reads++) {
         long n;
 
         while (feed_some(j, side))
             carry_out(j);
-        if (drop)
+        if (old)
             colo_input_drop(in);
-        if (in->fd < 0 || in->framing.fault || colo_input_waits(in) || !colo_input_prepare(in, drop))
+        if (in->fd < 0 || in->framing.fault || colo_input_waits(in) || !colo_input_prepare(in, old))
             return;
         n = colo_input_read(in);
         j->reads++;
         if (n <= 0)
             return;
         j->bytes_read[side] += (uint64_t)n;
-        in->time = colo_clock_now();
+        in->time = old ? j->quiet_at : colo_clock_now();
     }
 }
 

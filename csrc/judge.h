@@ -6,10 +6,11 @@
  * unjudged. So at each of its commands there are frames that wait, all of them read before the command.
  *
  *   stop    The secondary stood still before the primary did, so whatever of it can be read now is of the old epoch.
- *           It is read to the end and fed before the comparator hears of the stop; what the comparator won't take is
- *           thrown away, for later it would pass for output of the new epoch (R3). The primary's frames may be younger
- *           than a RESUME that is still unheard of: they are fed after the stop, and the comparator keeps them by
- *           their time.
+ *           It is read to the end and fed before the comparator hears of the stop. The command may come late, even
+ *           after RESUME, so these frames bear the time at which QMP was last found silent, which is before any RESUME:
+ *           by the time of their read they could pass for output of the new epoch (R3). What the comparator won't take
+ *           is thrown away for the same reason. The primary's frames may be younger than a RESUME that is still
+ *           unheard of: they are fed after the stop, and the comparator keeps them by the time of their read.
  *   commit  Frames of both sides that wait are fed first: the comparator, stopped, decides by their time. Fed later,
  *           secondary frames would count as the new epoch's whenever they were read; those it won't take are dropped.
  *
@@ -39,7 +40,8 @@ struct colo_judge {
     bool wanted;         /* a checkpoint, in this epoch; told */
     bool limit_told;     /* the engine's own, in this epoch */
     uint64_t committed_frames, committed_bytes; /* released by the commit in progress */
-    uint64_t reads;                             /* system calls */
+    int64_t quiet_at;    /* the last time at which frames were read and no QMP line had come since (no gate: always) */
+    uint64_t reads;      /* system calls */
     uint64_t bytes_read[2];
     int error;           /* an errno that ends the engine */
 };

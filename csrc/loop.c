@@ -150,12 +150,14 @@ static void obey(struct colo_loop *l, const struct colo_command *c)
     }
 }
 
-static void obey_all(struct colo_loop *l)
+static void obey_all(struct colo_loop *l, uint32_t *ready)
 {
     struct colo_command c;
 
     while (!l->judge.error && colo_command_pop(l->commands, &c)) {
         obey(l, &c);
+        if (c.kind == COLO_COMMAND_ATTACH) /* it may have sent something already */
+            ready[c.port] = EPOLLIN;
         /* A peer that was found faulty must be gone before the next one is attached. */
         lose_faulty(l);
     }
@@ -168,7 +170,8 @@ static bool may_read(struct colo_loop *l, int side)
     return !l->ending && colo_gate_is_open(&l->gate) && colo_judge_may_read(&l->judge, side);
 }
 
-static void read_inputs(struct colo_loop *l, const uint32_t *ready)
+/* Reads each input once; returns the time, read after the bytes. */
+static int64_t read_inputs(struct colo_loop *l, const uint32_t *ready)
 {
     bool read[2] = {false, false};
     int64_t now;
@@ -190,6 +193,7 @@ static void read_inputs(struct colo_loop *l, const uint32_t *ready)
     for (int side = 0; side < 2; side++)
         if (read[side])
             l->judge.inputs[side].time = now;
+    return now;
 }
 
 static void serve_gate(struct colo_loop *l)
@@ -318,6 +322,7 @@ static void wake_up(struct colo_loop *l)
 {
     struct epoll_event events[COLO_TAG_COUNT];
     uint32_t ready[COLO_TAG_COUNT] = {0};
+    int64_t now;
     int n = epoll_wait(l->epoll_fd, events, COLO_TAG_COUNT, timeout_ms(l));
 
     if (n < 0 && errno != EINTR)
@@ -327,12 +332,13 @@ static void wake_up(struct colo_loop *l)
     l->counters.wakeups++;
 
     if (ready[COLO_TAG_COMMANDS])
-        obey_all(l);
-    read_inputs(l, ready);
+        obey_all(l, ready);
+    now = read_inputs(l, ready);
     serve_gate(l);
     if (colo_gate_is_open(&l->gate)) {
+        l->judge.quiet_at = now;
         colo_judge_feed(&l->judge);
-        colo_judge_tick(&l->judge, colo_clock_now());
+        colo_judge_tick(&l->judge, now);
     }
     lose_faulty(l);
     colo_judge_events(&l->judge);
