@@ -12,6 +12,10 @@
  * of our own, made from the waiting frame's header. Only when a frame with payload behind it is ready does it leave
  * lowered, for order within a flow is never broken.
  *
+ * The secondary may have missed a segment that the primary has (mirrored frames can be lost in its NIC). Then it sends
+ * duplicate ACKs with SACK blocks, which alone can tell the client what to send again before its RTO: each is repeated
+ * in the primary's name. That tells nothing that both don't have, for the primary has acknowledged more.
+ *
  * SYN and RST are never lowered, for their ACK number must be exact; nor are segments signed by TCP-MD5 (RFC 2385)
  * or TCP-AO (RFC 5925), for the signature covers it.
  */
@@ -23,6 +27,7 @@
 #include "load.h"
 #include "seq.h"
 
+enum { TCP_MIN_LEN = 20 };
 enum { TCP_AT_SEQ = 4, TCP_AT_ACK = 8, TCP_AT_DATA_OFFSET = 12, TCP_AT_FLAGS = 13, TCP_AT_CSUM = 16, TCP_AT_URGENT = 18 };
 
 static int64_t ack_reference(const struct colo_tcp *tcp)
@@ -120,82 +125,146 @@ void colo_ack_drop_debt(colo_comparator *c, struct colo_flow *flow)
 
 /* --------------------------------------------------------- ACKs of our own */
 
-/*
- * SACK blocks say what was missing when the header was made; in a later ACK they would read as duplicates (RFC 2883),
- * so they become no-operations.
- */
-static void blank_sack(uint8_t *p, uint32_t len)
-{
-    while (len > 1 && p[0] != 0) {
-        uint32_t size = p[0] == 1 ? 1 : p[1];
+enum { OPTION_SACK = 5, OPTION_TIMESTAMPS = 8, MAX_OPTIONS = 40, TIMESTAMPS_AT_ECHO = 2 + 6 };
 
-        if (size == 0 || size > len)
-            return;
-        if (p[0] == 5)
-            memset(p, 1, size);
-        p += size;
-        len -= size;
+/* A segment's option of that kind, its kind and length bytes included; NULL: it has none. */
+static const uint8_t *find_option(const uint8_t *tcp, uint8_t kind, uint32_t *size)
+{
+    const uint8_t *p = tcp + TCP_MIN_LEN, *end = tcp + (uint32_t)(tcp[TCP_AT_DATA_OFFSET] >> 4) * 4;
+
+    while (end - p >= 2 && p[0] != 0) {
+        if (p[0] == 1) {
+            p++;
+            continue;
+        }
+        if (p[1] < 2 || p[1] > end - p)
+            return NULL;
+        if (p[0] == kind) {
+            *size = p[1];
+            return p;
+        }
+        p += p[1];
     }
+    return NULL;
 }
 
-static void finish_lengths(uint8_t *frame, const struct colo_debt *debt)
+/* Appends an option, behind two no-operations for alignment as RFC 7323, appendix A, and RFC 2018 have it. */
+static uint32_t append_option(uint8_t *options, uint32_t len, const uint8_t *option, uint32_t size)
+{
+    if (!option || len + 2 + size > MAX_OPTIONS || (2 + size) % 4)
+        return len;
+    options[len] = options[len + 1] = 1;
+    memcpy(options + len + 2, option, size);
+    return len + 2 + size;
+}
+
+static void finish_lengths(uint8_t *frame, const struct colo_debt *debt, uint32_t tcp_len)
 {
     uint8_t *ip = frame + debt->l3, *tcp = frame + debt->l4;
-    uint32_t tcp_len = (uint32_t)debt->len - debt->l4;
+    uint32_t len = debt->l4 + tcp_len;
     uint64_t sum = 6 + tcp_len; /* the pseudo header's protocol and length */
 
     if (ip[0] >> 4 == 4) {
-        colo_store16(ip + 2, (uint16_t)(debt->len - debt->l3));
+        colo_store16(ip + 2, (uint16_t)(len - debt->l3));
         colo_store16(ip + 10, 0);
         colo_store16(ip + 10, colo_csum_fold(colo_csum_add(0, ip, (size_t)(ip[0] & 15) * 4)));
         sum = colo_csum_add(sum, ip + 12, 8);
     } else {
-        colo_store16(ip + 4, (uint16_t)(debt->len - debt->l3 - 40));
+        colo_store16(ip + 4, (uint16_t)(len - debt->l3 - 40));
         sum = colo_csum_add(sum, ip + 8, 32);
     }
     colo_store16(tcp + TCP_AT_CSUM, 0);
     colo_store16(tcp + TCP_AT_CSUM, colo_csum_fold(colo_csum_add(sum, tcp, tcp_len)));
 }
 
-/* Tells the client `ack`, with the header in `debt`. */
+/*
+ * Tells the client `ack`, with the header in `debt`. Of its options the timestamps stay, for the client's PAWS, but the
+ * echo is the secondary's latest: where it was the secondary that missed a segment, the primary's older echo would make
+ * the client take its retransmission for a spurious one and stop repairing (Eifel, RFC 3522). The header's SACK blocks say what was
+ * missing when it was made, and would read as duplicates now (RFC 2883); `sack`, an option of `sack_size` bytes or
+ * NULL, takes their place.
+ */
 static void emit_ack(colo_comparator *c, struct colo_flow *flow, const struct colo_debt *debt, int64_t ack,
-                     uint8_t reason)
+                     const uint8_t *sack, uint32_t sack_size, uint8_t reason)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
-    uint8_t frame[COLO_DEBT_BYTES], *p = frame + debt->l4;
+    uint8_t frame[COLO_DEBT_BYTES + MAX_OPTIONS], options[MAX_OPTIONS], *p = frame + debt->l4;
+    uint32_t len = 0, size = 0;
+    const uint8_t *timestamps;
 
     memcpy(frame, debt->head, debt->len);
     memset(frame, 0, debt->vnet_len); /* no offload is asked for: the checksum is complete */
+    timestamps = find_option(debt->head + debt->l4, OPTION_TIMESTAMPS, &size);
+    len = append_option(options, len, timestamps, size);
+    if (len && tcp->s_echo_known)
+        colo_store32(options + TIMESTAMPS_AT_ECHO, tcp->s_echo);
+    len = append_option(options, len, sack, sack_size);
+    memcpy(p + TCP_MIN_LEN, options, len);
+    len += TCP_MIN_LEN;
     colo_store32(p + TCP_AT_SEQ, colo_seq_at(tcp->p_base, tcp->out_high));
     colo_store32(p + TCP_AT_ACK, colo_seq_at(tcp->ack_base, ack));
+    p[TCP_AT_DATA_OFFSET] = (uint8_t)(len / 4 << 4);
     p[TCP_AT_FLAGS] = COLO_TCP_ACK;
     colo_store16(p + TCP_AT_URGENT, 0);
-    blank_sack(p + 20, (uint32_t)debt->len - debt->l4 - 20);
-    finish_lengths(frame, debt);
-    if (!colo_output_emit(c, frame, debt->len, debt->vnet_len, reason))
+    finish_lengths(frame, debt, len);
+    if (!colo_output_emit(c, frame, debt->l4 + len, debt->vnet_len, reason))
         return; /* out of memory: the debt stays, and is tried again or ends in a checkpoint */
     c->n.acks_emitted++;
     note_told(tcp, ack);
 }
 
+/* The header for an ACK of our own: the debt's, or the waiting frame's in *made; NULL: there is none. */
+static const struct colo_debt *header_for(const struct colo_flow *flow, struct colo_debt *made)
+{
+    const struct colo_rec *head = flow->p.head;
+
+    if (flow->u.tcp.debt)
+        return flow->u.tcp.debt;
+    if (!head || !is_pure_ack(head) || !may_be_altered(head))
+        return NULL;
+    remember_header(made, head);
+    return made;
+}
+
 static void pay(colo_comparator *c, struct colo_flow *flow)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
-    struct colo_rec *head = flow->p.head;
     int64_t both = tcp->p_ack < tcp->s_ack ? tcp->p_ack : tcp->s_ack;
+    const struct colo_debt *header;
+    struct colo_debt made;
 
-    if (tcp->told_known && tcp->p_acked && tcp->s_acked && both > tcp->told) {
-        if (tcp->debt) {
-            emit_ack(c, flow, tcp->debt, both, COLO_REASON_MATCHED);
-        } else if (head && is_pure_ack(head) && may_be_altered(head)) {
-            struct colo_debt header;
-
-            remember_header(&header, head);
-            emit_ack(c, flow, &header, both, COLO_REASON_MATCHED);
-        }
-    }
+    if (tcp->told_known && tcp->p_acked && tcp->s_acked && both > tcp->told && (header = header_for(flow, &made)))
+        emit_ack(c, flow, header, both, NULL, 0, COLO_REASON_MATCHED);
     if (tcp->debt && tcp->told >= tcp->p_ack)
         colo_ack_drop_debt(c, flow);
+}
+
+void colo_ack_note_echo(struct colo_flow *flow, const struct colo_rec *rec)
+{
+    uint32_t size = 0;
+    const uint8_t *timestamps = find_option(rec->data + rec->l4, OPTION_TIMESTAMPS, &size);
+
+    if (timestamps && size == 10) {
+        flow->u.tcp.s_echo = colo_load32(timestamps + 6);
+        flow->u.tcp.s_echo_known = 1;
+    }
+}
+
+void colo_ack_repeat(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    const struct colo_debt *header;
+    struct colo_debt made;
+    const uint8_t *sack;
+    uint32_t size = 0;
+
+    if (!tcp->p_acked || !tcp->told_known || tcp->p_ack <= tcp->s_ack || tcp->told != tcp->s_ack ||
+        rec->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
+        return;
+    sack = find_option(rec->data + rec->l4, OPTION_SACK, &size);
+    header = header_for(flow, &made);
+    if (sack && header)
+        emit_ack(c, flow, header, tcp->s_ack, sack, size, COLO_REASON_MATCHED);
 }
 
 void colo_ack_pay_all(colo_comparator *c, uint8_t reason)
@@ -205,7 +274,7 @@ void colo_ack_pay_all(colo_comparator *c, uint8_t reason)
         struct colo_tcp *tcp = &debt->flow->u.tcp;
 
         if (tcp->p_ack > tcp->told && !tcp->renewed) /* an old connection's ACK would disturb the new one */
-            emit_ack(c, debt->flow, debt, tcp->p_ack, reason);
+            emit_ack(c, debt->flow, debt, tcp->p_ack, NULL, 0, reason);
         colo_ack_drop_debt(c, debt->flow);
     }
 }
@@ -293,6 +362,28 @@ static void lower(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec
     c->n.acks_lowered++;
 }
 
+/*
+ * A pure ACK that waited for the secondary is about to leave. If its echo is older than the secondary's, the secondary
+ * got there by a retransmission, and the old echo would call that spurious (see emit_ack): an ACK with the right echo
+ * goes first, which makes this one old news to the client.
+ */
+static void tell_first(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    uint32_t size = 0;
+    const uint8_t *timestamps;
+    struct colo_debt header;
+
+    if (!tcp->s_echo_known || !tcp->told_known || !is_pure_ack(rec) || !may_be_altered(rec) ||
+        colo_seq_extend(tcp->ack_base, tcp->told, rec->ack) <= tcp->told)
+        return;
+    timestamps = find_option(rec->data + rec->l4, OPTION_TIMESTAMPS, &size);
+    if (!timestamps || size != 10 || colo_seq_extend(colo_load32(timestamps + 6), 0, tcp->s_echo) <= 0)
+        return;
+    remember_header(&header, rec);
+    emit_ack(c, flow, &header, tcp->p_ack < tcp->s_ack ? tcp->p_ack : tcp->s_ack, NULL, 0, COLO_REASON_MATCHED);
+}
+
 void colo_ack_release(colo_comparator *c, struct colo_flow *flow)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
@@ -300,6 +391,8 @@ void colo_ack_release(colo_comparator *c, struct colo_flow *flow)
     enum leave leave;
 
     while ((rec = flow->p.head) && (leave = may_leave(c, flow, rec)) != STAY) {
+        if (leave == LEAVE)
+            tell_first(c, flow, rec);
         if (rec == tcp->first_data)
             next_data(flow, rec);
         colo_flow_list_remove(&flow->p, rec);

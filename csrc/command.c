@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "command.h"
 
+#include <errno.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -62,7 +63,8 @@ int colo_command_push(struct colo_command_queue *q, const struct colo_command *c
 
     pthread_mutex_lock(&q->lock);
     if (q->closed) {
-        error = COLO_ERR_MISUSE;
+        errno = ESHUTDOWN;
+        error = COLO_ERR_SYSTEM;
     } else if (!merge(q, command)) {
         if (q->count < places)
             q->ring[(q->head + q->count++) % PLACES] = *command;

@@ -49,8 +49,8 @@ int colo_command_init(struct colo_command_queue *q);
 void colo_command_fini(struct colo_command_queue *q);
 
 /*
- * COLO_ERR_LIMIT when the queue is full, COLO_ERR_MISUSE when it is closed: the descriptors stay the caller's. END
- * always finds room.
+ * COLO_ERR_LIMIT when the queue is full, COLO_ERR_SYSTEM with ESHUTDOWN when it is closed: the descriptors stay
+ * the caller's. END always finds room.
  */
 int colo_command_push(struct colo_command_queue *q, const struct colo_command *command);
 bool colo_command_pop(struct colo_command_queue *q, struct colo_command *out);

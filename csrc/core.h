@@ -86,6 +86,10 @@ bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct
 
 /* ack.c */
 void colo_ack_note(struct colo_flow *flow, int side, uint32_t ack);
+/* Notes the client's timestamp that a secondary frame echoes. */
+void colo_ack_note_echo(struct colo_flow *flow, const struct colo_rec *rec);
+/* A secondary frame without payload, in no list, whose ACK has been noted: tells the client what is missing there. */
+void colo_ack_repeat(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 /* Releases what may leave, in order, and pays ACKs that the client is still owed. */
 void colo_ack_release(colo_comparator *c, struct colo_flow *flow);
 /* A commit or the end of protection: the client is told all that the primary has acknowledged. */

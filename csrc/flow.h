@@ -45,6 +45,8 @@ struct colo_tcp {
     uint32_t ack_base;     /* ACK number of ACK offset 0 */
     uint32_t rst_seq;      /* of the secondary's last RST */
     uint32_t rst_ack;
+    uint32_t s_echo;       /* the client's timestamp that the secondary echoed last */
+    uint8_t s_echo_known;
     uint8_t rst_flags;
     uint8_t p_known;       /* p_base is valid */
     uint8_t p_syn;         /* ... and is an ISN: offset 0 is the SYN */

@@ -81,6 +81,7 @@ void colo_tcp_refresh(struct colo_flow *flow)
     tcp->rst_seen = tcp->rst_matched = 0;
     tcp->rst_rec = tcp->first_data = NULL;
     tcp->unplaced = (struct colo_list){NULL, NULL};
+    tcp->s_echo_known = 0;
     if (tcp->p_acked) {
         tcp->s_acked = tcp->told_known = 1;
         tcp->s_ack = tcp->told = tcp->p_ack;
@@ -133,9 +134,13 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
         return;
     }
     rec->off = place_secondary(tcp, rec);
-    if (rec->tcp_flags & COLO_TCP_ACK)
+    if (rec->tcp_flags & COLO_TCP_ACK) {
         colo_ack_note(flow, COLO_SECONDARY, rec->ack);
+        colo_ack_note_echo(flow, rec);
+    }
     if (!colo_stream_has_range(rec)) {
+        if (rec->tcp_flags & COLO_TCP_ACK)
+            colo_ack_repeat(c, flow, rec);
         colo_output_discard(c, rec, COLO_REASON_MATCHED);
         return;
     }
