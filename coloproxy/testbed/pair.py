@@ -191,13 +191,16 @@ class VmPair:
         )
 
     async def restart_comparator(self, stop: signal.Signals = signal.SIGKILL) -> None:
-        """End the comparator by that signal, start another, and connect the primary's filters to it."""
+        """End the comparator by that signal and start another; returns once all of QEMU's sockets are back.
+
+        `coloproxy compare --qmp` revives the primary's redire0 by itself; see colo.revive_released_output for others.
+        """
         if self.comparator is None:
             raise ProcessError("the comparator is part of the primary's QEMU: it can't be restarted")
         self.comparator.signal(stop)
         await self.comparator.wait()
         await self._start_comparator()
-        await colo.revive_released_output(self.primary.control, vnet_hdr=self.endpoints.vnet_hdr)
+        await colo.wait_for_sockets(self.primary.control, ("compare0", "compare_out"), 10.0)
         await colo.wait_for_sockets(self.secondary.control, ("red1",), 10.0)
 
     async def _start(self) -> None:
