@@ -159,26 +159,6 @@ async def fail_over(secondary: Monitor, spare: Monitor, connect_tap: Callable[[]
     return Failover(yanked, lost_heartbeat, filters_removed, connected, announced, running=elapsed())
 
 
-async def revive_released_output(primary: Monitor, *, vnet_hdr: bool, deadline: float = 10.0) -> None:
-    """Make the primary's redire0 listen again, after the comparator was replaced.
-
-    A filter-redirector with `indev` is deaf for good once its socket broke, even though the socket comes back.
-    """
-    await wait_for_sockets(primary, ("compare0", "compare_out"), deadline)
-    await primary.execute("object-del", {"id": "redire0"})
-    properties = {
-        "qom-type": "filter-redirector",
-        "id": "redire0",
-        "netdev": "hn0",
-        "queue": "rx",
-        "indev": "compare_out",
-        "insert": "before",
-        "position": "id=redire1",
-        "vnet_hdr_support": vnet_hdr,
-    }
-    await primary.execute("object-add", properties)
-
-
 async def _yank_migration(spare: Monitor) -> None:
     answer = await spare.execute("query-yank", oob=True)
     assert isinstance(answer, list)

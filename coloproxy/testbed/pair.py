@@ -193,7 +193,7 @@ class VmPair:
     async def restart_comparator(self, stop: signal.Signals = signal.SIGKILL) -> None:
         """End the comparator by that signal and start another; returns once all of QEMU's sockets are back.
 
-        `coloproxy compare --qmp` revives the primary's redire0 by itself; see colo.revive_released_output for others.
+        `coloproxy compare --qmp` makes the primary's redire0, deaf since its socket broke, listen again by itself.
         """
         if self.comparator is None:
             raise ProcessError("the comparator is part of the primary's QEMU: it can't be restarted")
