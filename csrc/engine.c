@@ -97,6 +97,7 @@ static void *thread_main(void *arg)
 {
     colo_engine *e = arg;
 
+    pthread_setname_np(pthread_self(), "colo-engine"); /* as top -H shows it */
     colo_loop_run(&e->loop);
     return NULL;
 }

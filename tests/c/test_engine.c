@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The engine with its real thread, over socket pairs: peers, framing, back-pressure, life and death. */
-#include <pthread.h>
-
 #include "rig.h"
 
 /* ------------------------------------------------------------- plain passage */
@@ -74,48 +72,6 @@ static void test_timeout_wants_checkpoint(void)
 
 /* ------------------------------------------------------- a lot of everything */
 
-struct writer {
-    const struct rig *rig;
-    int port;
-    uint32_t frames;
-    unsigned seed;
-    uint32_t (*len)(uint32_t number);
-};
-
-static uint32_t random_len(uint32_t number)
-{
-    uint32_t h = number * 2654435761u;
-
-    /* mostly ordinary frames, some minimal ones, some of the largest size there is */
-    return h % 16 == 0 ? 69632 - (h >> 8) % 3 : h % 5 == 0 ? 14 + (h >> 8) % 20 : 60 + (h >> 8) % 1455;
-}
-
-/* Sends the numbered frames in pieces that know nothing of frames. */
-static void *write_all(void *arg)
-{
-    struct writer *w = arg;
-    uint8_t *buffer = malloc(2 * RIG_FRAME_MAX);
-    size_t have = 0;
-    uint32_t next = 0;
-
-    while (next < w->frames || have) {
-        if (next < w->frames && have < RIG_FRAME_MAX) {
-            have += rig_frame(w->rig, buffer + have, next, w->len(next));
-            next++;
-            continue;
-        }
-        size_t piece = 1 + (size_t)rand_r(&w->seed) % 40000;
-        ssize_t n = send(w->rig->far[w->port], buffer, piece < have ? piece : have, MSG_NOSIGNAL);
-
-        if (n <= 0)
-            break;
-        have -= (size_t)n;
-        memmove(buffer, buffer + n, have);
-    }
-    free(buffer);
-    return NULL;
-}
-
 static void test_everything_arrives(void)
 {
     enum { FRAMES = 3000 };
@@ -123,7 +79,7 @@ static void test_everything_arrives(void)
     for (int protected = 0; protected < 2; protected++) {
         struct rig r;
         pthread_t threads[2];
-        struct writer writers[2];
+        struct rig_writer writers[2];
 
         CHECK_NOTE("protected %d", protected);
         rig_init(&r);
@@ -132,11 +88,11 @@ static void test_everything_arrives(void)
         if (protected)
             CHECK_EQ(colo_engine_checkpoint_commit(r.engine, rig_now()), 0);
         for (int i = 0; i < 2; i++) {
-            writers[i] = (struct writer){.rig = &r, .port = i, .frames = FRAMES, .seed = (unsigned)i + 1, .len = random_len};
-            CHECK_EQ(pthread_create(&threads[i], NULL, write_all, &writers[i]), 0);
+            writers[i] = (struct rig_writer){.rig = &r, .port = i, .frames = FRAMES, .seed = (unsigned)i + 1, .len = rig_any_len};
+            CHECK_EQ(pthread_create(&threads[i], NULL, rig_write, &writers[i]), 0);
         }
         for (uint32_t i = 0; i < FRAMES; i++)
-            if (!rig_expect(&r, i, random_len(i)))
+            if (!rig_expect(&r, i, rig_any_len(i)))
                 break;
         if (check_failures)
             shutdown(r.far[P], SHUT_RDWR), shutdown(r.far[S], SHUT_RDWR);
@@ -383,15 +339,15 @@ static void test_outdev_lost_mid_frame(void)
     enum { FRAMES = 2000, ROUNDS = 40 };
     struct rig r;
     pthread_t thread;
-    struct writer w;
+    struct rig_writer w;
     uint32_t next = 0;
     unsigned seed = 7;
 
     rig_init(&r);
     r.config.max_out_bytes = 64 * 1024;
     rig_start(&r);
-    w = (struct writer){.rig = &r, .port = P, .frames = FRAMES, .seed = 3, .len = telling_len};
-    CHECK_EQ(pthread_create(&thread, NULL, write_all, &w), 0);
+    w = (struct rig_writer){.rig = &r, .port = P, .frames = FRAMES, .seed = 3, .len = telling_len};
+    CHECK_EQ(pthread_create(&thread, NULL, rig_write, &w), 0);
     for (int round = 0; next < FRAMES && !check_failures; round++) {
         uint32_t good = round < ROUNDS ? (uint32_t)rand_r(&seed) % 10 + 1 : FRAMES;
         bool first = true;

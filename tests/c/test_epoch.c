@@ -296,6 +296,66 @@ static void test_commands_pass_while_closed(void)
     rig_end(&r);
 }
 
+static void *read_in_order(void *arg)
+{
+    struct rig_writer *w = arg;
+    static uint8_t want[RIG_FRAME_MAX], got[RIG_FRAME_MAX];
+
+    for (uint32_t i = 0; i < w->frames; i++) {
+        size_t size = rig_frame(w->rig, want, i, w->len(i));
+
+        if (!rig_recv_all(w->rig->far[OUT], got, size) || !CHECK_MEM(got, want, size))
+            break;
+    }
+    return NULL;
+}
+
+/*
+ * R2 and R4 with all at once: two streams at full speed, checkpoints that commit or fail at any moment, slabs and
+ * frames that run out all the time. Every frame of the primary comes out once, whole, in order.
+ */
+static void test_checkpoints_under_load(void)
+{
+    enum { FRAMES = 6000 };
+    struct rig r;
+    pthread_t threads[3];
+    struct rig_writer w[3];
+    struct colo_engine_event e = {0};
+    unsigned seed = 11;
+    uint64_t written = 0;
+
+    rig_init(&r);
+    r.config.max_slabs = 16;
+    r.config.comparator.max_frames = 1000;
+    r.config.max_out_bytes = 300000;
+    rig_start(&r);
+    commit(&r, rig_now(), 0);
+    for (int i = 0; i < 3; i++) {
+        w[i] = (struct rig_writer){.rig = &r, .port = i, .frames = FRAMES, .seed = (unsigned)i, .len = rig_any_len};
+        CHECK_EQ(pthread_create(&threads[i], NULL, i == OUT ? read_in_order : rig_write, &w[i]), 0);
+    }
+    for (uint32_t i = 0; i < FRAMES; i++)
+        written += 4 + rig_any_len(i);
+    for (int64_t end = rig_now() + (int64_t)PATIENCE_MS * 1000000; rig_now() < end && !check_failures;) {
+        if (rig_counters(&r).bytes_written[OUT] == written)
+            break;
+        CHECK_EQ(colo_engine_checkpoint_stop(r.engine), 0);
+        if (rand_r(&seed) % 4 == 0) {
+            CHECK_EQ(colo_engine_checkpoint_abort(r.engine), 0);
+            continue;
+        }
+        CHECK_EQ(colo_engine_checkpoint_commit(r.engine, rig_now() - rand_r(&seed) % 100000), 0);
+        rig_wait(&r, COLO_ENGINE_COMMITTED, &e);
+    }
+    CHECK_EQ(rig_counters(&r).bytes_written[OUT], written);
+    if (check_failures)
+        for (int port = 0; port < COLO_PORT_COUNT; port++)
+            shutdown(r.far[port], SHUT_RDWR);
+    for (int i = 0; i < 3; i++)
+        pthread_join(threads[i], NULL);
+    rig_end(&r);
+}
+
 /* QMP gone: nothing is judged until the control plane has said how to go on. */
 static void test_gate_lost(void)
 {
@@ -331,4 +391,4 @@ CHECK_MAIN(TEST(test_gate_holds_frames), TEST(test_waiting_frames_are_fed_when_i
            TEST(test_commit_judges_waiting_primary_by_its_time), TEST(test_commit_is_never_in_the_future),
            TEST(test_old_secondary_proves_nothing), TEST(test_old_secondary_beyond_all_limits),
            TEST(test_stop_drains_the_primary), TEST(test_abort_goes_on), TEST(test_commands_pass_while_closed),
-           TEST(test_gate_lost), )
+           TEST(test_checkpoints_under_load), TEST(test_gate_lost), )
