@@ -363,19 +363,30 @@ static void forget_flow_state(struct colo_flow *flow)
         flow->u.tcp.renewed = 1;
 }
 
+/* Secondary frames that were judged before the stop are of the old epoch, whatever the clock says. */
+static void discard_judged(colo_comparator *c)
+{
+    struct colo_rec *rec;
+
+    while ((rec = colo_list_pop(&c->held[COLO_SECONDARY]))) {
+        count_out(c, rec);
+        unlink_from_flow(rec);
+        colo_output_discard(c, rec, COLO_REASON_STALE);
+    }
+}
+
 /*
  * Empties the held and deferred lists: primary frames read before `cut_p` are released, secondary ones read before
  * `cut_s` discarded, both for `reason`; the others come back in `rest`, in order of arrival.
  */
 static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reason, struct colo_list *rest)
 {
-    struct colo_list all = {NULL, NULL}, later = c->deferred;
+    struct colo_list all = {NULL, NULL};
     struct colo_rec *rec;
 
-    c->deferred = (struct colo_list){NULL, NULL};
     append(&all, &c->held[COLO_PRIMARY]);
     append(&all, &c->held[COLO_SECONDARY]);
-    append(&all, &later);
+    append(&all, &c->deferred);
     while ((rec = colo_list_pop(&all))) {
         bool old = rec->time < (rec->side == COLO_PRIMARY ? cut_p : cut_s);
 
@@ -436,6 +447,8 @@ void colo_comparator_commit(colo_comparator *c, int64_t resumed, int64_t now)
     begin_call(c, now);
     if (c->config.keep_gap && c->mode == COLO_MODE_STOPPED && c->stopped_at < resumed)
         cut_s = c->stopped_at;
+    if (c->mode == COLO_MODE_STOPPED)
+        discard_judged(c);
     flush(c, resumed, cut_s, COLO_REASON_COMMITTED, &rest);
     begin_epoch(c);
     c->mode = COLO_MODE_PROTECTED;
