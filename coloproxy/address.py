@@ -127,8 +127,8 @@ def tune(sock: socket.socket) -> None:
 
 
 def why(error: OSError) -> str:
-    """The reason in an OSError without its number."""
-    return error.strerror or str(error)
+    """The reason in an OSError, in the system's words (asyncio puts others in their place)."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
 
 
 class PeerSource:

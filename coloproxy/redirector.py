@@ -124,9 +124,7 @@ async def objects(execute: Execute) -> tuple[list[Redirector], set[str]]:
         if entry.get("type") != f"child<{QOM_TYPE}>":
             continue
         ident = str(entry.get("name"))
-        raw = {
-            name: await execute("qom-get", {"path": f"/objects/{ident}", "property": name}) for name in PROPERTIES
-        }
+        raw = {name: await execute("qom-get", {"path": f"/objects/{ident}", "property": name}) for name in PROPERTIES}
         text = {name: value if isinstance(value, str) else "" for name, value in raw.items()}
         redirectors.append(
             Redirector(

@@ -306,7 +306,10 @@ async def test_a_qemu_that_does_not_answer(tmp_path: Path) -> None:
         assert handler.gate.seen == handler.gate.done
 
 
-@pytest.mark.parametrize("garbage", [b"garbage\n", b"[]\n", b'{"return": 1, "id": 7}\n', b"{}\n", b"\n", b'{"event": 3}\n'])
+GARBAGE = [b"garbage\n", b"[]\n", b'{"return": 1, "id": 7}\n', b"{}\n", b"\n", b'{"event": 3}\n']
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
 async def test_garbage_in_mid_session_is_acknowledged(tmp_path: Path, garbage: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps(GREETING).encode() + b"\n")

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .address import Address, parse_address
+from .checkpoint_actions import ON_DEMAND_ONLY, Timing
+from .compare import FAILED, Compare
+from .errors import ColoproxyError
+from .lines import LineHandler, LineWriter
+from .options import CompareOptions
+
+log = logging.getLogger(__name__)
+
+USAGE = 2
+
+app = typer.Typer(
+    name="coloproxy",
+    help="Everything around an unmodified QEMU that COLO needs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMPARE_HELP = "\n\n".join(
+    (
+        "Compares what two VMs in COLO send, and lets the client have it once they agree.",
+        "Stands in the place of QEMU's [bold]-object colo-compare[/bold]; the options have its names. QEMU keeps its "
+        "own filter-mirror, filter-redirector and filter-rewriter; their chardev sockets end here instead.",
+        "With [bold]--qmp[/bold] it also asks the primary for checkpoints when the VMs differ, learns when one has "
+        "committed, releases what it covers, and knows when COLO begins and ends: until then, and after, everything "
+        "passes. Whenever it can't know (QMP is away), output is held, for a client must never see what only one VM "
+        "has said.",
+        r"[bold]ADDR[/bold] is HOST:PORT, \[IPV6]:PORT or unix:PATH; coloproxy listens there, or with the prefix "
+        "connect: it connects, and again after each loss. One peer at a time, others wait.",
+    )
+)
+
+EPILOG = r"""
+[bold]Example[/bold], all on the primary's host (192.0.2.1); start it before both QEMUs:
+  coloproxy compare --primary-in 127.0.0.1:9001 --secondary-in 192.0.2.1:9002 --outdev 127.0.0.1:9003
+    --qmp unix:/run/p-proxy.qmp --stats-interval 1 --json-events events.json
+
+[bold]Primary[/bold] (besides its own options; that monitor is for coloproxy alone, it serves one client):
+  -qmp unix:/run/p-proxy.qmp,server=on,wait=off
+  -netdev tap,id=hn0,ifname=tap0,script=no,downscript=no
+  -device e1000,netdev=hn0,mac=52:54:00:12:34:56
+  -chardev socket,id=mirror0,host=192.0.2.2,port=9004,reconnect=1
+  -chardev socket,id=compare0,host=127.0.0.1,port=9001,reconnect=1
+  -chardev socket,id=compare_out,host=127.0.0.1,port=9003,reconnect=1
+  -object filter-mirror,id=m0,netdev=hn0,queue=tx,outdev=mirror0
+  -object filter-redirector,id=redire0,netdev=hn0,queue=rx,indev=compare_out
+  -object filter-redirector,id=redire1,netdev=hn0,queue=rx,outdev=compare0
+
+[bold]Secondary[/bold]:
+  -chardev socket,id=red0,host=192.0.2.2,port=9004,server=on,wait=off
+  -chardev socket,id=red1,host=192.0.2.1,port=9002,reconnect=1
+  -object filter-redirector,id=f1,netdev=hn0,queue=tx,indev=red0
+  -object filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1
+  -object filter-rewriter,id=rew0,netdev=hn0,queue=all
+  -incoming tcp:0.0.0.0:9998
+
+With virtio-net: vnet_hdr_support=on on every filter, and --vnet-hdr-support here.
+
+[bold]Exit status[/bold]: 0 ended by SIGINT or SIGTERM, 1 failed, 2 wrong usage.
+"""
+
+SOCKETS, RULES, CHECKPOINTS, LIMITS, OUTPUT = "Sockets", "Comparison", "Checkpoints", "Limits", "Output"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coloproxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Everything around an unmodified QEMU that COLO needs."""
+
+
+@app.command(help=COMPARE_HELP, epilog=EPILOG)
+def compare(
+    primary_in: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDR", rich_help_panel=SOCKETS, help="The primary's output (its redirector with outdev=)."
+        ),
+    ],
+    secondary_in: Annotated[
+        str,
+        typer.Option(metavar="ADDR", rich_help_panel=SOCKETS, help="The secondary's output (its redirector f2)."),
+    ],
+    outdev: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDR", rich_help_panel=SOCKETS, help="What is released (the primary's redirector with indev=)."
+        ),
+    ],
+    qmp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR",
+            rich_help_panel=SOCKETS,
+            help="The primary's QMP monitor; QEMU listens there, connect: is implied. Use a monitor of its own.",
+        ),
+    ] = None,
+    notify_dev: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR",
+            rich_help_panel=SOCKETS,
+            help="Xen's COLO frame: it is sent DO_CHECKPOINT and sends COLO_CHECKPOINT. Not together with --qmp.",
+        ),
+    ] = None,
+    vnet_hdr_support: Annotated[
+        bool,
+        typer.Option(
+            "--vnet-hdr-support", rich_help_panel=SOCKETS, help="QEMU's filters have vnet_hdr_support=on (virtio-net)."
+        ),
+    ] = False,
+    out_redirector: Annotated[
+        str,
+        typer.Option(
+            metavar="ID",
+            rich_help_panel=SOCKETS,
+            help="QEMU's redirector behind outdev goes deaf when its peer closes. With --qmp it is made anew when "
+            "coloproxy was restarted. Its id; auto: found by its connection; none: left alone.",
+        ),
+    ] = "auto",
+    compare_timeout: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=1,
+            rich_help_panel=RULES,
+            help="A frame that waited so long for the other VM's asks for a checkpoint.",
+        ),
+    ] = 3000,
+    expired_scan_cycle: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=1,
+            rich_help_panel=RULES,
+            help="How often DO_CHECKPOINT is repeated on --notify-dev while unanswered. Time-outs need no scan here: "
+            "each is met exactly.",
+        ),
+    ] = 1000,
+    checkpoint_period: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=0,
+            max=ON_DEMAND_ONLY,
+            rich_help_panel=CHECKPOINTS,
+            help="Also a checkpoint at least so often (QEMU's x-checkpoint-delay); 0: only when the VMs differ.",
+        ),
+    ] = 0,
+    min_checkpoint_interval: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=0,
+            rich_help_panel=CHECKPOINTS,
+            help="From a commit to the next request. The default lets VMs that always differ still run half of the "
+            "time.",
+        ),
+    ] = 20,
+    qmp_deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            min=0.05,
+            rich_help_panel=CHECKPOINTS,
+            help="QEMU should have answered by then; after --qmp-patience of them it is reported. We keep trying.",
+        ),
+    ] = 1.0,
+    qmp_patience: Annotated[
+        int, typer.Option(metavar="N", min=1, rich_help_panel=CHECKPOINTS, help="See --qmp-deadline.")
+    ] = 3,
+    max_queue_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=LIMITS,
+            help="Unmatched frames of one side of one flow. More ask for a checkpoint; none is dropped.",
+        ),
+    ] = None,
+    max_flows: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Flows; idle ones are forgotten first."),
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Frames held, both sides together.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes of those frames.")
+    ] = None,
+    stats_interval: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0.05,
+            rich_help_panel=OUTPUT,
+            help="Print a line of statistics every S seconds, and one for the whole at the end.",
+        ),
+    ] = None,
+    json_events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="Append one JSON object a line for each event: divergences with both sides' bytes, checkpoints with "
+            "durations, ... -: standard output (statistics then go to standard error).",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Log each step too.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Log warnings and errors only.")
+    ] = False,
+) -> None:
+    writer = LineWriter(2, "coloproxy-log")
+    _set_up_logging(writer, verbose=verbose, quiet=quiet)
+    code = USAGE
+    try:
+        options = CompareOptions(
+            primary_in=parse_address(primary_in, "--primary-in"),
+            secondary_in=parse_address(secondary_in, "--secondary-in"),
+            outdev=parse_address(outdev, "--outdev"),
+            notify_dev=_optional(notify_dev, "--notify-dev", may_listen=True),
+            qmp=_optional(qmp, "--qmp", may_listen=False),
+            vnet_hdr_support=vnet_hdr_support,
+            compare_timeout_ms=compare_timeout,
+            expired_scan_cycle_ms=expired_scan_cycle,
+            max_queue_size=max_queue_size,
+            max_flows=max_flows,
+            max_frames=max_frames,
+            max_bytes=max_bytes,
+            timing=Timing(
+                checkpoint_delay_ms=checkpoint_period or ON_DEMAND_ONLY,
+                min_interval=min_checkpoint_interval * 1_000_000,
+                deadline=round(qmp_deadline * 1e9),
+                patience=qmp_patience,
+            ),
+            out_redirector=out_redirector,
+            stats_interval_s=stats_interval,
+            json_events=json_events,
+        )
+        service = Compare(options)
+        code = FAILED  # from here on it isn't the command line's fault
+        code = asyncio.run(service.run())
+    except (ColoproxyError, OSError) as error:
+        log.log(logging.ERROR, "%s", error)
+    except KeyboardInterrupt:
+        pass  # before the service could take SIGINT for itself
+    finally:
+        writer.close()
+    raise typer.Exit(code)
+
+
+def _optional(text: str | None, option: str, *, may_listen: bool) -> Address | None:
+    return None if text is None else parse_address(text, option, may_listen=may_listen)
+
+
+class _Formatter(logging.Formatter):
+    """`12:34:56.789 coloproxy: warning: text`; the level is left out where it says nothing."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
+        level = f"{record.levelname.lower()}: " if record.levelno != logging.INFO else ""
+        text = f"{stamp} coloproxy: {level}{record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def _set_up_logging(writer: LineWriter, *, verbose: bool, quiet: bool) -> None:
+    handler = LineHandler(writer)
+    handler.setFormatter(_Formatter())
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # qemu.qmp logs what it raises as well; asyncio's debug lines say nothing of ours.
+    logging.getLogger("qemu").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Entry point of the `coloproxy` command."""
+    try:
+        app()
+    except BrokenPipeError:  # `coloproxy --help | head`
+        sys.exit(FAILED)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `coloproxy compare`, parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .address import Address
+from .checkpoint_actions import Timing
+from .engine import Engine
+from .errors import MisuseError
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """As on the command line; units are in the names. None: the engine's default, or not wanted.
+
+    out_redirector  the filter-redirector to revive: its id, "auto" to find it, "none" never to
+    linger_s        at the end, for released frames that outdev has not taken yet
+    """
+
+    primary_in: Address
+    secondary_in: Address
+    outdev: Address
+    notify_dev: Address | None = None
+    qmp: Address | None = None
+    vnet_hdr_support: bool = False
+    compare_timeout_ms: int = 3000
+    expired_scan_cycle_ms: int = 1000
+    max_queue_size: int | None = None
+    max_flows: int | None = None
+    max_frames: int | None = None
+    max_bytes: int | None = None
+    timing: Timing = field(default_factory=Timing)
+    out_redirector: str = "auto"
+    stats_interval_s: float | None = None
+    json_events: str | None = None
+    linger_s: float = 1.0
+
+    def check(self) -> None:
+        """Raises MisuseError for what can't work together."""
+        if self.qmp is not None and self.notify_dev is not None:
+            raise MisuseError("--qmp and --notify-dev: use one of them; a commit must be told by one side only")
+        places: dict[str, str] = {}
+        for option, address in (
+            ("--primary-in", self.primary_in),
+            ("--secondary-in", self.secondary_in),
+            ("--outdev", self.outdev),
+            ("--notify-dev", self.notify_dev),
+        ):
+            if address is None or (address.path is None and address.port == 0):
+                continue
+            other = places.setdefault(str(address), option)
+            if other != option:
+                raise MisuseError(f"{other} and {option}: both are {address}")
+
+    def engine(self) -> Engine:
+        """An engine by these options. Raises MisuseError."""
+        return Engine(
+            vnet_hdr=self.vnet_hdr_support,
+            compare_timeout=self.compare_timeout_ms * 1_000_000,
+            max_flow_frames=self.max_queue_size,
+            max_flows=self.max_flows,
+            max_frames=self.max_frames,
+            max_bytes=self.max_bytes,
+        )
