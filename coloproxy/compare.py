@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
@@ -133,7 +134,7 @@ class Compare:
             await asyncio.to_thread(self._engine.stop, self._options.linger_s)
             self._drain_events()
             self._print(stats.total(time.monotonic_ns(), self._snapshot()))
-            self._journal.write("stopped", {"failure": self._failure, "totals": _fields(self._snapshot())})
+            self._journal.write("stopped", {"failure": self._failure, "totals": dataclasses.asdict(self._snapshot())})
         asyncio.get_running_loop().remove_reader(self._engine.event_fd)
         self._engine.close()
         for source in [*self._sources.values(), *([self._notify_source] if self._notify_source is not None else [])]:
@@ -296,7 +297,9 @@ class Compare:
         while True:
             due += interval_s
             await asyncio.sleep(due - loop.time())
-            self._print(stats.interval(time.monotonic_ns(), self._snapshot()))
+            now = self._snapshot()
+            self._print(stats.interval(time.monotonic_ns(), now))
+            self._journal.write("stats", dataclasses.asdict(now))
 
     def _print(self, lines: list[str]) -> None:
         if self._stdout is not None:
@@ -312,14 +315,3 @@ def _peer_of(sock: socket.socket) -> redirector.Peer:
             return redirector.Peer(path=str(local or remote))
         return redirector.Peer(local=(local[0], local[1]), remote=(remote[0], remote[1]))
     return redirector.Peer()
-
-
-def _fields(snapshot: Snapshot) -> dict[str, int]:
-    return {
-        "released_frames": snapshot.released_frames,
-        "released_bytes": snapshot.released_bytes,
-        "checkpoints": snapshot.checkpoints,
-        "divergences": snapshot.divergences,
-        "acks_lowered": snapshot.acks_lowered,
-        "held_frames": snapshot.held_frames,
-    }

@@ -131,8 +131,9 @@ class Journal:
         self._writer.put(json.dumps(head | dict(fields), separators=(",", ":")))
 
     def report(self, report: Report) -> None:
-        """One report of the control plane: its fields are the event's."""
-        self.write(report.name, {field.name: getattr(report, field.name) for field in dataclasses.fields(report)})
+        """One report of the control plane: its fields are the event's, `text` is the line for people."""
+        fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+        self.write(report.name, fields | {"text": str(report)})
 
     def engine(self, event: EngineEvent, extra: Mapping[str, object] | None = None) -> None:
         """One event of the engine, at its own time."""

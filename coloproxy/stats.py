@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from .engine import EngineCounters
+from .events import Reason
 
 HEADER_EVERY: Final = 20  # lines
 HEADER: Final = (
@@ -16,13 +17,18 @@ HEADER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the lines are made of. All but the `held` ones only grow."""
+    """What the lines, and the journal's `stats` records, are made of. All but the `held` ones only grow."""
 
+    primary_frames: int = 0
+    secondary_frames: int = 0
     released_bytes: int = 0
     released_frames: int = 0
+    released_matched: int = 0
+    released_committed: int = 0
     checkpoints: int = 0
     divergences: int = 0
     acks_lowered: int = 0
+    acks_emitted: int = 0
     held_frames: int = 0
     held_bytes: int = 0
 
@@ -31,26 +37,27 @@ class Snapshot:
         """From the engine's counters. Held: the primary's frames."""
         n = counters.comparator
         return cls(
+            primary_frames=n.frames_in[0],
+            secondary_frames=n.frames_in[1],
             released_bytes=n.released_bytes,
             released_frames=sum(n.released.values()),
+            released_matched=n.released[Reason.MATCHED],
+            released_committed=n.released[Reason.COMMITTED],
             checkpoints=n.commits,
             divergences=sum(n.divergences.values()),
             acks_lowered=n.acks_lowered,
+            acks_emitted=n.acks_emitted,
             held_frames=n.held_frames[0],
             held_bytes=n.held_bytes[0],
         )
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """Of two engines after one another: sums; held is the later one's."""
-        return Snapshot(
-            self.released_bytes + other.released_bytes,
-            self.released_frames + other.released_frames,
-            self.checkpoints + other.checkpoints,
-            self.divergences + other.divergences,
-            self.acks_lowered + other.acks_lowered,
-            other.held_frames,
-            other.held_bytes,
-        )
+        mine, its = asdict(self), asdict(other)
+        return Snapshot(**{name: value if name in _LEVELS else mine[name] + value for name, value in its.items()})
+
+
+_LEVELS = {"held_frames", "held_bytes"}
 
 
 def rate(amount: float, unit: str) -> str:

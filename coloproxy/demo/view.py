@@ -110,21 +110,19 @@ class View:
 def counter_rows(stats: Record) -> list[tuple[str, str]]:
     """The counters worth a column, from a `stats` record (empty before the first)."""
 
-    def number(*path: str) -> str:
-        value: Any = stats
-        for key in path:
-            value = value.get(key, {}) if isinstance(value, dict) else {}
+    def number(name: str) -> str:
+        value: Any = stats.get(name)
         return f"{value:,}" if isinstance(value, int) else "-"
 
     return [
         ("primary frames", number("primary_frames")),
         ("secondary frames", number("secondary_frames")),
-        ("released: equal", number("released", "matched")),
-        ("by checkpoint", number("released", "committed")),
+        ("released: equal", number("released_matched")),
+        ("by checkpoint", number("released_committed")),
         ("ACKs lowered", number("acks_lowered")),
         ("ACKs sent later", number("acks_emitted")),
         ("held now", number("held_frames")),
-        ("checkpoints", number("commits")),
+        ("checkpoints", number("checkpoints")),
     ]
 
 
@@ -132,11 +130,17 @@ def describe(record: Record) -> str:
     """A journal record in a line for people; empty for those that the demo does not show."""
     event = record.get("event")
     if event == "divergence":
+        flow = record["flow"]["text"] if record["flow"] else "no flow"
         return (
-            f"the two VMs differ ({record.get('cause')}) in {record.get('flow')}, offset {record.get('offset')}: "
-            f"primary {record.get('primary', {}).get('text', '')!r}, "
-            f"secondary {record.get('secondary', {}).get('text', '')!r}"
+            f"the two VMs differ ({record['cause']}) in {flow}, offset {record['offset']}: "
+            f"primary {evidence(record, 'primary')!r}, secondary {evidence(record, 'secondary')!r}"
         )
     if event in ("protected", "checkpoint-asked", "checkpoint-committed", "checkpoint-failed", "alone", "qmp-lost"):
         return str(record.get("text", event))
     return ""
+
+
+def evidence(record: Record, side: str) -> str:
+    """A few characters of that side, from the first that differs."""
+    text: str = record[side]["text"]
+    return text[record["context"] :][:24]
