@@ -216,8 +216,9 @@ class Compare:
                 if event.port is Port.PRIMARY_IN:
                     self._primary_lost = True
             case Divergence():
-                log.warning("%s", divergence_line(event))
-                self._journal.engine(event)
+                text = divergence_line(event)
+                log.warning("%s", text)
+                self._journal.engine(event, {"text": text})
             case LimitHit():
                 log.warning("limit reached: %s; %d frames held", event.cause, event.held_frames)
                 self._journal.engine(event)

@@ -11,7 +11,7 @@ from .events import Reason
 
 HEADER_EVERY: Final = 20  # lines
 HEADER: Final = (
-    "  interval (s)      released      frames/s       held frames      bytes  checkpoints  divergences  ACKs lowered"
+    "     interval (s)      released     frames/s       held frames      bytes  checkpoints  divergences  ACKs lowered"
 )
 
 
