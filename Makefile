@@ -24,7 +24,7 @@ $(BIN)/python: | deps
 
 # One install of the package, in the virtual environment, again whenever a source is newer.
 $(VENV)/.installed: $(BIN)/python setup.py pyproject.toml $(CSRC) $(shell find coloproxy -name '*.py')
-	$(BIN)/pip install --quiet ".[demo,test]"
+	$(BIN)/pip install --quiet ".[test]"
 	@touch $@
 
 install: $(VENV)/.installed

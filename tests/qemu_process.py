@@ -20,11 +20,11 @@ needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not 
 class Qemu:
     """`with Qemu(directory, *arguments) as qemu:`; its monitor listens at `qemu.qmp` once `with` is entered."""
 
-    def __init__(self, directory: Path, *arguments: str, monitor: str = "qmp") -> None:
+    def __init__(self, directory: Path, *arguments: str, monitor: str = "qmp", machine: str = "none") -> None:
         self.qmp = directory / monitor
         self._log = (directory / "qemu.log").open("ab")
         self._command = [
-            *(str(QEMU), "-M", "none", "-nodefaults", "-display", "none", "-daemonize"),
+            *(str(QEMU), "-M", machine, "-nodefaults", "-display", "none", "-daemonize"),
             *("-pidfile", str(directory / f"{monitor}.pid")),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
             *arguments,

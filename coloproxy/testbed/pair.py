@@ -58,10 +58,13 @@ ComparatorCommand = Callable[[Endpoints], Sequence[str]]
 
 
 def coloproxy_compare(*options: str) -> ComparatorCommand:
-    """The usual comparator: `coloproxy compare` on the running Python, with checkpoints over QMP."""
+    """The usual comparator: `coloproxy compare` on the running Python, with checkpoints over QMP.
+
+    -P: the installed package, not a source tree that happens to be the working directory.
+    """
 
     def command(endpoints: Endpoints) -> list[str]:
-        argv = [sys.executable, "-m", "coloproxy", "compare", "--primary-in", endpoints.primary_in]
+        argv = [sys.executable, "-P", "-m", "coloproxy", "compare", "--primary-in", endpoints.primary_in]
         argv += ["--secondary-in", endpoints.secondary_in, "--outdev", endpoints.outdev, "--qmp", endpoints.qmp]
         if endpoints.vnet_hdr:
             argv.append("--vnet-hdr-support")
