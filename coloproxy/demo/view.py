@@ -83,7 +83,7 @@ class View:
         self._print(renderable)
 
     def _print(self, renderable: RenderableType) -> None:
-        self._console.print(renderable)
+        self._console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started:6.1f} s"
