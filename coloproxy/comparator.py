@@ -18,19 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from coloproxy import errors
 from coloproxy._native import check, ffi, lib
+from coloproxy.config import ComparatorOptions, fill_comparator
 from coloproxy.events import Cause, ComparatorEvent, FrameClass, Mode, Reason, Side, event_from_native
 
 __all__ = ["Action", "Comparator", "Counters", "Discarded", "Emitted", "Frame", "Released", "counters_from_native"]
 
 _BATCH = 64
 _NEVER = 2**63 - 1
-
-DEFAULT_PASS = frozenset({FrameClass.ARP, FrameClass.ND, FrameClass.DHCP, FrameClass.MULTICAST, FrameClass.LINK})
-"""Frame classes that carry no service state and are released at once by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,59 +148,19 @@ class Comparator:
     ``actions()`` after each call that may have changed something: feed, tick, commit, abort, alone.
 
     Args:
-        max_flows: entries of the flow table; idle flows are evicted first.
-        max_frames: frames held in all; each side may use half.
-        max_bytes: bytes of those frames; each side may use half.
-        max_flow_frames: unmatched frames of one side of one flow.
-        reorder_frames: how many unmatched datagrams of a flow a match is looked for among.
-        compare_timeout: ns a frame may wait for the other side before a checkpoint is wanted.
-        reorder_window: ns after which a datagram that other output has overtaken is a difference.
-        pass_classes: frame classes released at once, the secondary's copy swallowed.
-        keep_gap: whether secondary frames read between STOP and RESUME are taken as the new epoch's (True) or
-            dropped (False, safe on any link).
-        hash_seed: of the flow table; give a random one where clients are hostile.
+        options: see :class:`coloproxy.config.ComparatorOptions`.
 
     Raises:
         MisuseError: a limit or time that makes no sense.
     """
 
-    def __init__(
-        self,
-        *,
-        max_flows: int | None = None,
-        max_frames: int | None = None,
-        max_bytes: int | None = None,
-        max_flow_frames: int | None = None,
-        reorder_frames: int | None = None,
-        compare_timeout: int | None = None,
-        reorder_window: int | None = None,
-        pass_classes: Iterable[FrameClass] = DEFAULT_PASS,
-        keep_gap: bool = False,
-        hash_seed: int = 0,
-    ) -> None:
+    def __init__(self, **options: Unpack[ComparatorOptions]) -> None:
         config = ffi.new("struct colo_config *")
         lib.colo_config_default(config)
-        given = {
-            "max_flows": max_flows,
-            "max_frames": max_frames,
-            "max_bytes": max_bytes,
-            "max_flow_frames": max_flow_frames,
-            "reorder_frames": reorder_frames,
-            "compare_timeout": compare_timeout,
-            "reorder_window": reorder_window,
-        }
-        for name, value in given.items():
-            if value is not None:
-                try:
-                    setattr(config, name, value)
-                except OverflowError as error:
-                    raise errors.MisuseError(f"Comparator: {name}={value} is out of range") from error
-        config.pass_classes = sum(1 << member for member in pass_classes)
-        config.keep_gap = keep_gap
-        config.hash_seed = hash_seed
+        fill_comparator(config, "Comparator", options)
         handle = lib.colo_comparator_create(config)
         if handle == ffi.NULL:
-            raise errors.MisuseError(f"Comparator: unusable configuration (or no memory): {given}")
+            raise errors.MisuseError(f"Comparator: unusable configuration (or no memory): {options}")
         self._c = ffi.gc(handle, lib.colo_comparator_destroy)
         self._frames: dict[int, tuple[Any, int]] = {}
         self._fed = 0

@@ -23,16 +23,15 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from coloproxy import errors
 from coloproxy._native import check, ffi, lib
-from coloproxy.comparator import DEFAULT_PASS, Counters, counters_from_native
+from coloproxy.comparator import Counters, counters_from_native
+from coloproxy.config import ComparatorOptions, fill, fill_comparator
 from coloproxy.engine_events import EngineEvent, Port, engine_event_from_native
-from coloproxy.events import FrameClass
 
 __all__ = ["Engine", "EngineCounters"]
 
@@ -89,9 +88,7 @@ class Engine:
         max_slabs: bound of the memory for frames, both sides together, allocated when needed; each side owns a
             quarter that the other can't take. 3,072 by default (384 MiB).
         max_out_bytes: released bytes that may wait for outdev before the inputs are no longer read. 16 MiB by default.
-        hash_seed: of the flow table; random by default.
-
-    The other arguments are those of :class:`coloproxy.Comparator`.
+        options: of its comparator, see :class:`coloproxy.config.ComparatorOptions`; hash_seed is random if left out.
 
     Raises:
         MisuseError: a limit or time that makes no sense.
@@ -105,16 +102,7 @@ class Engine:
         slab_size: int | None = None,
         max_slabs: int | None = None,
         max_out_bytes: int | None = None,
-        max_flows: int | None = None,
-        max_frames: int | None = None,
-        max_bytes: int | None = None,
-        max_flow_frames: int | None = None,
-        reorder_frames: int | None = None,
-        compare_timeout: int | None = None,
-        reorder_window: int | None = None,
-        pass_classes: Iterable[FrameClass] = DEFAULT_PASS,
-        keep_gap: bool = False,
-        hash_seed: int | None = None,
+        **options: Unpack[ComparatorOptions],
     ) -> None:
         config = ffi.new("struct colo_engine_config *")
         lib.colo_engine_config_default(config)
@@ -124,30 +112,13 @@ class Engine:
             "max_slabs": max_slabs,
             "max_out_bytes": max_out_bytes,
         }
-        comparators = {
-            "max_flows": max_flows,
-            "max_frames": max_frames,
-            "max_bytes": max_bytes,
-            "max_flow_frames": max_flow_frames,
-            "reorder_frames": reorder_frames,
-            "compare_timeout": compare_timeout,
-            "reorder_window": reorder_window,
-            "hash_seed": secrets.randbits(64) if hash_seed is None else hash_seed,
-        }
-        for struct, values in ((config, own), (config.comparator, comparators)):
-            for name, value in values.items():
-                if value is not None:
-                    try:
-                        setattr(struct, name, value)
-                    except OverflowError as error:
-                        raise errors.MisuseError(f"Engine: {name}={value} is out of range") from error
+        fill(config, "Engine", own)
         config.vnet_hdr = vnet_hdr
-        config.comparator.pass_classes = sum(1 << member for member in pass_classes)
-        config.comparator.keep_gap = keep_gap
+        config.comparator.hash_seed = secrets.randbits(64)
+        fill_comparator(config.comparator, "Engine", options)
         handle = lib.colo_engine_create(config)
         if handle == ffi.NULL:
-            given = {name: value for name, value in {**own, **comparators}.items() if name != "hash_seed"}
-            raise errors.MisuseError(f"Engine: unusable configuration (or no memory): {given}")
+            raise errors.MisuseError(f"Engine: unusable configuration (or no memory): {own | dict(options)}")
         self._e: Any = ffi.gc(handle, lib.colo_engine_destroy)
         self._max_frame = int(config.max_frame)
         self._vnet_hdr = vnet_hdr

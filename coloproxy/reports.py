@@ -191,12 +191,12 @@ class Unanswered(Report):
 class QemuEvent(Report):
     """Something about the guest that COLO's operator wants to know (SHUTDOWN, RESET, a failed migration, ...)."""
 
-    event: str
+    what: str
     detail: str
     name: ClassVar[str] = "qemu-event"
 
     def __str__(self) -> str:
-        return f"QEMU: {self.event}{': ' + self.detail if self.detail else ''}"
+        return f"QEMU: {self.what}{': ' + self.detail if self.detail else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ throws its data away, and the survivor of a failover never gets it.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import struct
@@ -62,17 +63,34 @@ class Comparator:
 
 @contextlib.contextmanager
 def stock(directory: Path) -> Iterator[Comparator]:
-    command = [QEMU, "-M", "none", "-nodefaults", "-display", "none", "-object", "iothread,id=io1"]
+    command = [QEMU, "-M", "none", "-nodefaults", "-display", "none", "-qmp", "stdio", "-object", "iothread,id=io1"]
     paths = {name: directory / name for name in ("p", "s", "o")}
     for name, path in paths.items():
         command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
     command += ["-object", "colo-compare,id=c0,primary_in=p,secondary_in=s,outdev=o,iothread=io1"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        yield Comparator(*(connect(paths[name], process) for name in ("p", "s", "o")))
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            sockets = [connect(paths[name], process) for name in ("p", "s", "o")]
+            wait_until_accepted(process)
+            yield Comparator(*sockets)
+        finally:
+            process.kill()
+
+
+def wait_until_accepted(process: subprocess.Popen[bytes]) -> None:
+    """QEMU takes connections in its main loop, and drops what it should send to one that it has not taken yet."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b'{"execute": "qmp_capabilities"}\n')
+    until = time.monotonic() + DEADLINE
+    while True:
+        process.stdin.write(b'{"execute": "query-chardev"}\n')
+        process.stdin.flush()
+        answer: object = {}
+        while not isinstance(answer, list) or not answer:
+            answer = json.loads(process.stdout.readline()).get("return")
+        if not any(str(device["filename"]).startswith("disconnected:") for device in answer):
+            return
+        assert time.monotonic() < until, f"not all of QEMU's sockets are connected: {answer}"
 
 
 def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:

@@ -174,6 +174,15 @@ def test_every_report_has_a_line(report: reports.Report) -> None:
     assert "None" not in text
 
 
+@pytest.mark.parametrize("report", ALL_REPORTS, ids=[report.name for report in ALL_REPORTS])
+def test_no_field_hides_the_journals_own(report: reports.Report, tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "events"))
+    journal.report(report)
+    journal.close()
+    record = json.loads((tmp_path / "events").read_text())
+    assert (record["event"], record["text"]) == (report.name, str(report))
+
+
 def test_every_kind_of_report_is_in_that_list() -> None:
     # by name: slots make dataclass() build a second class of each
     assert {kind.name for kind in reports.Report.__subclasses__()} == {report.name for report in ALL_REPORTS}

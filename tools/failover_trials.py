@@ -48,9 +48,7 @@ async def trial(
         await pair.kill_primary()
         await asyncio.sleep(max(0.0, DETECTION_SECONDS - (time.monotonic() - killed)))
         await pair.fail_over()
-        while transfer.running and transfer.stalled < PATIENCE_SECONDS:
-            await asyncio.sleep(0.1)
-        if transfer.running:
+        if not await transfer.ended(PATIENCE_SECONDS):
             text = f"killed at {at / 1e6:.1f} MB; no byte since {transfer.bytes / 1e6:.1f} MB"
             return False, transfer.stalled, text
         result = await transfer.result(deadline=TRANSFER_DEADLINE)

@@ -78,6 +78,14 @@ class Transfer:
                 raise DeadlineError(f"the transfer is at {self.bytes} of {count} bytes after {deadline:g} s")
             await asyncio.sleep(_POLL_SECONDS)
 
+    async def ended(self, patience: float) -> bool:
+        """Wait for the end; False if no byte went over for *patience* seconds."""
+        while not self._task.done():
+            if self.stalled >= patience:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
+
     async def result(self, deadline: float) -> TransferResult:
         """Wait for the end.  Raises DeadlineError; a transfer that failed is a result, not an exception."""
         try:

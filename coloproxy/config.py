@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparator's configuration, for `Comparator` and `Engine` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, TypedDict
+
+from coloproxy import errors
+from coloproxy.events import FrameClass
+
+__all__ = ["DEFAULT_PASS", "ComparatorOptions", "fill", "fill_comparator"]
+
+DEFAULT_PASS: Final = frozenset({FrameClass.ARP, FrameClass.ND, FrameClass.DHCP, FrameClass.MULTICAST, FrameClass.LINK})
+"""Frame classes that carry no service state and are released at once by default."""
+
+
+class ComparatorOptions(TypedDict, total=False):
+    """What may be given; None and what is left out take the C core's default (colo_config_default).
+
+    Attributes:
+        max_flows: entries of the flow table; idle flows are evicted first.
+        max_frames: frames held in all; each side may use half.
+        max_bytes: bytes of those frames; each side may use half.
+        max_flow_frames: unmatched frames of one side of one flow.
+        reorder_frames: how many unmatched datagrams of a flow a match is looked for among.
+        compare_timeout: ns a frame may wait for the other side before a checkpoint is wanted.
+        reorder_window: ns after which a datagram that other output has overtaken is a difference.
+        pass_classes: frame classes released at once, the secondary's copy swallowed; DEFAULT_PASS if left out.
+        keep_gap: whether secondary frames read between STOP and RESUME are taken as the new epoch's (True) or
+            dropped (False, safe on any link).
+        hash_seed: of the flow table; a secret one where clients are hostile.
+    """
+
+    max_flows: int | None
+    max_frames: int | None
+    max_bytes: int | None
+    max_flow_frames: int | None
+    reorder_frames: int | None
+    compare_timeout: int | None
+    reorder_window: int | None
+    pass_classes: Iterable[FrameClass]
+    keep_gap: bool
+    hash_seed: int | None
+
+
+def fill(config: Any, owner: str, given: dict[str, int | None]) -> None:
+    """Sets the numbers that were given in a native struct.
+
+    Raises:
+        MisuseError: a number does not fit its field, or is none; names the owner and the field.
+    """
+    for name, value in given.items():
+        if value is not None:
+            try:
+                setattr(config, name, value)
+            except (OverflowError, TypeError) as error:
+                raise errors.MisuseError(f"{owner}: {name}={value} is out of range") from error
+
+
+def fill_comparator(config: Any, owner: str, options: ComparatorOptions) -> None:
+    """Sets a `struct colo_config` that holds the defaults. Raises MisuseError as `fill` does."""
+    numbers: dict[str, Any] = {name: value for name, value in options.items() if name != "pass_classes"}
+    fill(config, owner, numbers)
+    config.pass_classes = sum(1 << member for member in set(options.get("pass_classes", DEFAULT_PASS)))
