@@ -1,18 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "framing.h"
 
-static uint32_t load32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-static void store32(uint8_t *p, uint32_t v)
-{
-    p[0] = (uint8_t)(v >> 24);
-    p[1] = (uint8_t)(v >> 16);
-    p[2] = (uint8_t)(v >> 8);
-    p[3] = (uint8_t)v;
-}
+#include "load.h"
 
 void colo_framing_start(struct colo_framing *f, bool vnet_hdr, uint32_t max_frame)
 {
@@ -39,7 +28,7 @@ static bool check_head(struct colo_framing *f, const uint8_t *data, size_t len, 
     *vnet_len = 0;
     if (len < 4)
         return false;
-    *length = load32(data);
+    *length = colo_load32(data);
     if (*length == 0 || *length > f->max_frame) {
         set_fault(f, *length ? COLO_FAULT_OVERSIZE : COLO_FAULT_EMPTY, *length, f->position);
         return false;
@@ -48,7 +37,7 @@ static bool check_head(struct colo_framing *f, const uint8_t *data, size_t len, 
         return true;
     if (len < 8)
         return false;
-    *vnet_len = load32(data + 4);
+    *vnet_len = colo_load32(data + 4);
     if ((*vnet_len != 0 && *vnet_len != 10 && *vnet_len != 12) || *vnet_len > *length) {
         set_fault(f, COLO_FAULT_VNET, *vnet_len, f->position + 4);
         return false;
@@ -81,24 +70,24 @@ size_t colo_framing_need(const struct colo_framing *f, const uint8_t *data, size
 {
     const uint32_t head = colo_framing_head(f->vnet_hdr);
 
-    return len < 4 ? head : head + (size_t)load32(data);
+    return len < 4 ? head : head + (size_t)colo_load32(data);
 }
 
 void colo_framing_end(struct colo_framing *f, const uint8_t *data, size_t len)
 {
     if (!f->fault && len)
-        set_fault(f, COLO_FAULT_TRUNCATED, len < 4 ? 0 : load32(data), f->position);
+        set_fault(f, COLO_FAULT_TRUNCATED, len < 4 ? 0 : colo_load32(data), f->position);
 }
 
 uint32_t colo_framing_write_head(bool vnet_hdr, uint8_t *out, uint32_t len, uint32_t vnet_len)
 {
-    store32(out, len);
+    colo_store32(out, len);
     if (vnet_hdr)
-        store32(out + 4, vnet_len);
+        colo_store32(out + 4, vnet_len);
     return colo_framing_head(vnet_hdr);
 }
 
 uint32_t colo_framing_length_at(bool vnet_hdr, const uint8_t *data)
 {
-    return colo_framing_head(vnet_hdr) + load32(data);
+    return colo_framing_head(vnet_hdr) + colo_load32(data);
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "framing.h"
+#include "load.h"
 
 enum {
     OWN_SLAB = 16 * 1024,
@@ -52,14 +53,6 @@ void colo_outlet_detach(struct colo_outlet *o)
     colo_outq_rewind(&o->queue);
 }
 
-static void store(uint8_t *p, uint32_t value, int bytes)
-{
-    while (bytes--) {
-        p[bytes] = (uint8_t)value;
-        value >>= 8;
-    }
-}
-
 int colo_outlet_release(struct colo_outlet *o, const struct colo_action *action)
 {
     struct colo_slab *slab = colo_slab_of(o->pool, action->cookie);
@@ -68,11 +61,10 @@ int colo_outlet_release(struct colo_outlet *o, const struct colo_action *action)
 
     if (action->ack_at) {
         uint8_t *frame = slab->data + at + colo_framing_head(o->vnet_hdr);
-        uint32_t frame_len = len - colo_framing_head(o->vnet_hdr);
 
-        assert(action->ack_at + 4u <= frame_len && action->csum_at + 2u <= frame_len);
-        store(frame + action->ack_at, action->ack, 4);
-        store(frame + action->csum_at, action->csum, 2);
+        assert(action->csum_at + 2u <= len - colo_framing_head(o->vnet_hdr));
+        colo_store32(frame + action->ack_at, action->ack);
+        colo_store16(frame + action->csum_at, action->csum);
     }
     return colo_outq_push(&o->queue, o->pool, slab, at, at + len);
 }
