@@ -246,6 +246,23 @@ static void arrive_primary(colo_comparator *c, struct colo_flow *flow, struct co
     enter_primary(c, flow, rec);
 }
 
+/*
+ * One side has reset the connection and will say no more on it; what the other says beyond that is a difference at
+ * once, with no need to wait for a time-out. (A secondary behind a rewriter that leaves IPv6 alone resets each new
+ * IPv6 connection: the checkpoint makes good for that too.)
+ */
+static void check_reset(colo_comparator *c, struct colo_flow *flow)
+{
+    const struct colo_rec *head = flow->p.head, *s = flow->s.head, *rst = flow->u.tcp.rst_rec;
+    int64_t offset;
+
+    if (flow->diverged || !head)
+        return;
+    offset = head->off > flow->u.tcp.match ? head->off : flow->u.tcp.match;
+    if (head->tcp_flags & COLO_TCP_RST ? s != NULL : rst && !s)
+        colo_flow_diverged(c, flow, COLO_CAUSE_RST, head, s ? s : rst, offset);
+}
+
 /* Compares and releases as far as it goes; then takes in the next generation, if one waits. */
 static void settle(colo_comparator *c, struct colo_flow *flow)
 {
@@ -256,6 +273,7 @@ static void settle(colo_comparator *c, struct colo_flow *flow)
         if (!flow->diverged)
             colo_stream_advance(c, flow);
         colo_ack_release(c, flow);
+        check_reset(c, flow);
         if (flow->p.head || !later.head)
             return;
         flow->u.tcp.later = (struct colo_list){NULL, NULL};
