@@ -4,13 +4,7 @@
 It takes QMP events and replies, the comparator's wishes and the time (integer ns, CLOCK_MONOTONIC), and returns a
 list of actions in the order in which they must be carried out. States and transitions: checkpoint_states.py.
 
-What QEMU 7.2 shows of a checkpoint (migration/colo.c): STOP, MIGRATION_PASS (with the capability `events`), RESUME.
-There is no event that says "committed", so RESUME is taken for a commit only with proof:
-  - a MIGRATION_PASS came since STOP, or `query-status`, sent at STOP, said "colo" (run state of a checkpoint only),
-    or MIGRATION `colo` came (the first one); and
-  - no COLO_EXIT came since.
-Proof of the contrary needs both: the capability `events` is on, so a checkpoint would have shown a MIGRATION_PASS,
-and `query-status` named another run state. Without either the output stays held, and a checkpoint settles it.
+What a RESUME proves: checkpoint_pause.py. Where it proves nothing the output stays held, and a checkpoint settles it.
 
 A checkpoint is asked for by setting x-checkpoint-delay. QEMU loses that silently while one runs; so it is sent only
 while the guest runs, and again when no STOP follows soon.
@@ -19,7 +13,6 @@ while the guest runs, and again when no STOP follows soon.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from . import reports
@@ -32,12 +25,12 @@ from .checkpoint_actions import (
     SendCommand,
     Timing,
 )
+from .checkpoint_pause import Pause, meaning_of_resume
 from .checkpoint_probe import QUESTIONS, Probe, text_of
 from .checkpoint_request import Request
 from .checkpoint_states import IN_COLO, MAY_ASK, STANDING, TRANSITIONS, Do, Input, State
 
 COLO_END_STATUS: Final = frozenset({"completed", "failed", "cancelled"})
-CHECKPOINT_RUN_STATES: Final = frozenset({"colo", "finish-migrate"})
 # Each of these, while questions are on their way, may have made the answers old.
 PROBE_AGAIN: Final = frozenset({"STOP", "RESUME", "MIGRATION", "COLO_EXIT"})
 TOLD_EVENTS: Final = frozenset(
@@ -48,24 +41,6 @@ WHY_RESTART: Final = "restart: QEMU was in COLO before this proxy"
 WHY_AWAY: Final = "QMP was away, a checkpoint may have committed unseen"
 WHY_BEGAN: Final = "COLO began unseen"
 WHY_DOUBT: Final = "the guest resumed without proof of a checkpoint"
-
-
-@dataclass(slots=True)
-class _Pause:
-    """One standstill of the guest, from STOP (or MIGRATION `colo`) on."""
-
-    at: int  # when it began, by QEMU's timestamp
-    seen: int  # when we heard of it
-    pass_seen: bool = False
-    run_state: str | None = None  # as query-status said during it
-
-    @property
-    def is_checkpoint(self) -> bool:
-        return self.pass_seen or self.run_state in CHECKPOINT_RUN_STATES
-
-    @property
-    def is_other(self) -> bool:
-        return self.run_state not in {None, "running"} and not self.is_checkpoint  # "running": the answer came too late
 
 
 _Then = Callable[[object, int], None]
@@ -83,7 +58,7 @@ class Controller:
         self._tokens = 0
         self._waiting: dict[int, tuple[str, _Then]] = {}
         self._request = Request()
-        self._pause: _Pause | None = None
+        self._pause: Pause | None = None
         self._probe: Probe | None = None
         self._probe_at: int | None = None  # when to ask the questions again
         self._events_on = False  # migration capability `events`, as far as we know
@@ -227,11 +202,11 @@ class Controller:
     def _on_stop(self, when: int, now: int) -> None:
         if not self._move(Input.STOP):
             return
-        self._pause = pause = _Pause(when, now)
+        self._pause = pause = Pause(when, now)
         self._alarm_at = self._first_alarm(now) if self.state in IN_COLO else None
         self._send("query-status", lambda value, _: self._on_stop_status(pause, value))
 
-    def _on_stop_status(self, pause: _Pause, value: object) -> None:
+    def _on_stop_status(self, pause: Pause, value: object) -> None:
         if pause is not self._pause or self.state not in STANDING:
             return  # the answer of a standstill that is over
         pause.run_state = text_of(value, "status")
@@ -246,7 +221,7 @@ class Controller:
         earliest = pause.at if pause is not None else 0
         resumed = max(earliest, min(earliest if at is None else at, now))
         stood = resumed - pause.at if pause is not None else None
-        kind = self._judge(pause)
+        kind = meaning_of_resume(before, pause, events_on=self._events_on)
         if not self._move(kind, resumed):
             return
         self._pause = self._alarm_at = None
@@ -265,17 +240,7 @@ class Controller:
             case _:  # PROBING: on_event begins the questions
                 self._why_held = WHY_BEGAN
 
-    def _judge(self, pause: _Pause | None) -> Input:
-        """What a RESUME means now."""
-        if self.state is State.ENTERING:
-            return Input.RESUME_COMMIT
-        if pause is None:
-            return Input.RESUME_DOUBT
-        if self.state in IN_COLO and pause.is_checkpoint:
-            return Input.RESUME_COMMIT
-        return Input.RESUME_PLAIN if self._events_on and pause.is_other else Input.RESUME_DOUBT
-
-    def _committed(self, before: State, pause: _Pause | None, resumed: int, now: int) -> None:
+    def _committed(self, before: State, pause: Pause | None, resumed: int, now: int) -> None:
         stood = resumed - pause.at if pause is not None else None
         if before is State.ENTERING:
             self._out.append(reports.Protected(stood))
@@ -303,7 +268,7 @@ class Controller:
             if self._move(Input.COLO_BEGINS):
                 self._events_on = True  # or this event would not have come
                 if self._pause is None:
-                    self._pause = _Pause(when, now)
+                    self._pause = Pause(when, now)
                 self._alarm_at = self._first_alarm(now)
                 self._out.append(reports.Entering())
         elif status in COLO_END_STATUS:
@@ -367,7 +332,7 @@ class Controller:
             self._hold(now)
         elif probe.in_colo:
             self._move(Input.PROBED_IN_STOPPED)
-            self._pause = _Pause(now, now, run_state=probe.run_state)
+            self._pause = Pause(now, now, run_state=probe.run_state)
             self._alarm_at = self._first_alarm(now)
             self._out.append(reports.Held(self._why_held))
         else:
@@ -377,7 +342,7 @@ class Controller:
             self._request.forget()
             self._prepare()
             if not probe.running and self._move(Input.STOP):  # its event was before our time
-                self._pause = _Pause(now, now, run_state=probe.run_state)
+                self._pause = Pause(now, now, run_state=probe.run_state)
 
     def _prepare(self) -> None:
         """Outside COLO: switches MIGRATION events on, and QEMU's period to ours while that asks for nothing yet."""
