@@ -191,7 +191,7 @@ class Divergence(_Event):
 
 @dataclass(frozen=True, slots=True)
 class LimitHit(_Event):
-    """A limit was reached. Once a limit and epoch at most; the counters have every refusal."""
+    """A limit is reached, or half reached. Once a limit and epoch at most; the counters have every refusal."""
 
     flow: FlowId | None
 

@@ -69,8 +69,9 @@ typedef struct colo_comparator colo_comparator;
 
 struct colo_config {
     uint32_t max_flows;       /* entries of the flow table; idle flows are evicted first */
-    uint32_t max_frames;      /* frames inside the comparator, both sides together */
-    uint64_t max_bytes;       /* bytes of those frames */
+    uint32_t max_frames;      /* frames inside the comparator; each side may use half, and at half of that asks
+                                 for a checkpoint */
+    uint64_t max_bytes;       /* bytes of those frames, the same way */
     uint32_t max_flow_frames; /* unmatched frames of one side of one flow */
     uint32_t reorder_frames;  /* datagrams: how far a match is looked for */
     int64_t compare_timeout;  /* ns a frame may wait for the other side before a checkpoint is wanted */
@@ -134,7 +135,7 @@ struct colo_action {
 enum colo_event_kind {
     COLO_EVENT_WANT_CHECKPOINT = 0, /* once an epoch at most */
     COLO_EVENT_DIVERGENCE = 1,      /* once a flow and epoch at most, with evidence */
-    COLO_EVENT_LIMIT = 2,           /* a limit was reached; once a limit and epoch at most */
+    COLO_EVENT_LIMIT = 2,           /* a limit is reached, or half reached; once a limit and epoch at most */
 };
 
 enum colo_cause {

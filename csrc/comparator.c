@@ -221,6 +221,20 @@ static uint8_t limit_reached(const colo_comparator *c, int side, uint32_t len)
     return COLO_CAUSE_NONE;
 }
 
+/*
+ * At half of its limit a side asks for the checkpoint that makes room, for at the limit itself it may be too late: when
+ * we stop reading, QEMU's redirector blocks its main loop on the full socket, and with it the checkpoint.
+ */
+static void watch_level(colo_comparator *c, int side)
+{
+    if (c->mode == COLO_MODE_ALONE || c->wanted)
+        return;
+    if (c->n.held_frames[side] >= c->config.max_frames / 4)
+        colo_limit_near(c, COLO_CAUSE_LIMIT_FRAMES);
+    else if (c->n.held_bytes[side] >= c->config.max_bytes / 4)
+        colo_limit_near(c, COLO_CAUSE_LIMIT_BYTES);
+}
+
 static struct colo_rec *new_record(colo_comparator *c, int side, const struct colo_frame *frame)
 {
     struct colo_rec *rec = colo_pool_get(c->pool);
@@ -264,6 +278,7 @@ long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame 
         c->n.frames_in[side]++;
         c->n.bytes_in[side] += frames[i].len;
         enter(c, rec);
+        watch_level(c, side);
     }
     return (long)i;
 }

@@ -118,7 +118,10 @@ void colo_output_destroy(colo_comparator *c);
 
 /* evidence.c */
 void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_event *because);
+/* A limit refuses something: counts, says so once an epoch, wants a checkpoint. */
 void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow);
+/* The same before anything is refused, so without the count. */
+void colo_limit_near(colo_comparator *c, uint8_t cause);
 /* The flow differs: says so once an epoch, wants a checkpoint; the flow then waits for it. */
 void colo_flow_diverged(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *p,
                         const struct colo_rec *s, int64_t offset);

@@ -48,11 +48,10 @@ void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_e
     c->n.checkpoints_wanted++;
 }
 
-void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow)
+static void tell_limit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow)
 {
     struct colo_event event;
 
-    c->n.limits[cause]++;
     if (c->limits_told & (1u << cause))
         return;
     c->limits_told |= 1u << cause;
@@ -60,6 +59,17 @@ void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *f
     push(c, &event);
     if (c->mode != COLO_MODE_ALONE)
         colo_want_checkpoint(c, cause, &event);
+}
+
+void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow)
+{
+    c->n.limits[cause]++;
+    tell_limit(c, cause, flow);
+}
+
+void colo_limit_near(colo_comparator *c, uint8_t cause)
+{
+    tell_limit(c, cause, NULL);
 }
 
 /* Where a frame's body has the byte of `offset`: a TCP frame's body begins behind its SYN. */
