@@ -96,6 +96,7 @@ class Cause(_Named):
     LIMIT_FLOWS = 10
     LIMIT_FLOW_FRAMES = 11
     RST = 12
+    MID_STREAM = 13
 
 
 def _check_enums() -> None:

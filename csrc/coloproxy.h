@@ -152,7 +152,8 @@ enum colo_cause {
     COLO_CAUSE_LIMIT_FLOWS = 10,
     COLO_CAUSE_LIMIT_FLOW_FRAMES = 11,
     COLO_CAUSE_RST = 12,             /* one side resets the connection where the other goes on */
-    COLO_CAUSE_COUNT = 13,
+    COLO_CAUSE_MID_STREAM = 13,      /* the primary sent bytes before those that its flow was met with */
+    COLO_CAUSE_COUNT = 14,
 };
 
 const char *colo_cause_name(int cause);
@@ -202,8 +203,8 @@ struct colo_counters {
     uint64_t acks_lowered;        /* frames released with a lowered ACK number */
     uint64_t acks_emitted;        /* ACKs sent later for those */
     uint64_t compared_bytes;      /* payload bytes found equal */
-    uint64_t divergences[13];     /* by enum colo_cause */
-    uint64_t limits[13];          /* refusals, by enum colo_cause */
+    uint64_t divergences[14];     /* by enum colo_cause */
+    uint64_t limits[14];          /* refusals, by enum colo_cause */
     uint64_t checkpoints_wanted;
     uint64_t commits;
     uint64_t aborts;

@@ -166,6 +166,7 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
     struct colo_flow *flow = flow_of(c, &packet->id);
 
     take_over(rec, packet);
+    rec->judged = 1;
     rec->flow = flow;
     if (!flow) {
         if (rec->side == COLO_SECONDARY) {
@@ -390,22 +391,39 @@ static void discard_judged(colo_comparator *c)
     }
 }
 
+/* A deferred primary frame that the commit covers. */
+static void absorb(colo_comparator *c, struct colo_rec *rec)
+{
+    struct colo_packet packet;
+    struct colo_flow *flow;
+
+    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    if (packet.id.cls != COLO_CLASS_TCP || !(flow = flow_of(c, &packet.id)))
+        return; /* without a flow it is met in mid-stream when it speaks again */
+    take_over(rec, &packet);
+    colo_tcp_absorb(c, flow, rec);
+}
+
 /*
  * Empties the held and deferred lists: primary frames read before `cut_p` are released, secondary ones read before
  * `cut_s` discarded, both for `reason`; the others come back in `rest`, in order of arrival.
  */
 static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reason, struct colo_list *rest)
 {
-    struct colo_list all = {NULL, NULL};
+    struct colo_list all = {NULL, NULL}, deferred = c->deferred;
     struct colo_rec *rec;
 
+    c->deferred = (struct colo_list){NULL, NULL};
+    while (c->overtaken) /* first of all: a flow whose frames have left may be evicted by `absorb` */
+        colo_datagram_forget(c, c->overtaken);
     append(&all, &c->held[COLO_PRIMARY]);
     append(&all, &c->held[COLO_SECONDARY]);
-    append(&all, &c->deferred);
-    while ((rec = colo_list_pop(&all))) {
+    while ((rec = colo_list_pop(&all)) || (rec = colo_list_pop(&deferred))) {
         bool old = rec->time < (rec->side == COLO_PRIMARY ? cut_p : cut_s);
 
         count_out(c, rec);
+        if (!rec->judged && rec->side == COLO_PRIMARY && old && reason == COLO_REASON_COMMITTED)
+            absorb(c, rec);
         if (rec->flow && rec->side == COLO_PRIMARY && rec->flow->id.cls == COLO_CLASS_TCP && old)
             colo_ack_note_released(c, rec->flow, rec);
         if (!old)
@@ -423,8 +441,6 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
 
 static void begin_epoch(colo_comparator *c)
 {
-    while (c->overtaken)
-        colo_datagram_forget(c, c->overtaken);
     c->epoch++;
     c->wanted = 0;
     c->want_pending = 0;

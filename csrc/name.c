@@ -53,6 +53,7 @@ const char *colo_cause_name(int cause)
         [COLO_CAUSE_LIMIT_FLOWS] = "limit-flows",
         [COLO_CAUSE_LIMIT_FLOW_FRAMES] = "limit-flow-frames",
         [COLO_CAUSE_RST] = "rst",
+        [COLO_CAUSE_MID_STREAM] = "mid-stream",
     };
     return cause >= 0 && cause < COLO_CAUSE_COUNT ? names[cause] : "unknown";
 }

@@ -51,6 +51,7 @@ struct colo_rec {
     uint8_t tcp_flags;
     uint8_t tcp_auth;
     uint8_t csum_partial;
+    uint8_t judged;           /* by the rules of an epoch; deferred frames are not yet */
     uint8_t matched;          /* datagram: found on the other side */
     uint8_t own_numbers;      /* secondary TCP: placed by its own sequence numbers, not the primary's */
     uint8_t kind;             /* on its way out: enum colo_action_kind */

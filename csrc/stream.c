@@ -35,6 +35,8 @@ bool colo_stream_has_range(const struct colo_rec *rec)
 
 bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end)
 {
+    if (tcp->mid_stream && start < 0)
+        return false;
     if (end <= tcp->match)
         return true;
     if (start < tcp->match)

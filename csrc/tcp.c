@@ -77,6 +77,7 @@ void colo_tcp_refresh(struct colo_flow *flow)
     tcp->s_base = tcp->p_base;
     tcp->numbering = COLO_NUMBERS_PRIMARY;
     tcp->match = tcp->s_high = tcp->out_high = tcp->p_high;
+    tcp->mid_stream = 0;
     tcp->ranges = 0;
     tcp->rst_seen = tcp->rst_matched = 0;
     tcp->rst_rec = tcp->first_data = NULL;
@@ -201,17 +202,18 @@ static void place_waiting(colo_comparator *c, struct colo_flow *flow)
     }
 }
 
-/* A primary frame of the current generation; it is in the held list already. */
-static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+/* A primary frame of the current generation: where it stands in the stream, and how far the primary has got. */
+static void note_sent(struct colo_flow *flow, struct colo_rec *rec)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
-    bool first = !tcp->p_known, is_reset = rec->tcp_flags & COLO_TCP_RST;
+    bool is_reset = rec->tcp_flags & COLO_TCP_RST;
 
-    if (first) {
+    if (!tcp->p_known) {
         tcp->p_known = 1;
         tcp->p_base = rec->seq;
         tcp->p_syn = (rec->tcp_flags & COLO_TCP_SYN) != 0;
         tcp->origin = tcp->p_syn;
+        tcp->mid_stream = !tcp->p_syn;
     }
     rec->off = colo_seq_extend(tcp->p_base, tcp->p_high, rec->seq);
     if (!is_reset && colo_stream_end(rec) > tcp->p_high)
@@ -220,11 +222,23 @@ static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct col
         colo_ack_note(flow, COLO_PRIMARY, rec->ack);
     if (rec->tcp_flags & (COLO_TCP_FIN | COLO_TCP_RST))
         flow->closed = 1;
+}
+
+/* A primary frame of the current generation; it is in the held list already. */
+static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    bool first = !tcp->p_known;
+
+    note_sent(flow, rec);
     colo_flow_list_push(&flow->p, rec);
     if (!tcp->first_data && colo_stream_has_range(rec))
         tcp->first_data = rec;
     if (first && tcp->unplaced.head)
         place_waiting(c, flow);
+    /* Bytes before those that the flow was met with: whether a commit covers them can't be known. */
+    if (tcp->mid_stream && rec->off < 0 && colo_stream_has_range(rec) && !flow->diverged)
+        colo_flow_diverged(c, flow, COLO_CAUSE_MID_STREAM, rec, NULL, rec->off);
 }
 
 static bool is_new_connection(const struct colo_tcp *tcp, const struct colo_rec *rec)
@@ -261,6 +275,16 @@ static void check_reset(colo_comparator *c, struct colo_flow *flow)
     offset = head->off > flow->u.tcp.match ? head->off : flow->u.tcp.match;
     if (head->tcp_flags & COLO_TCP_RST ? s != NULL : rst && !s)
         colo_flow_diverged(c, flow, COLO_CAUSE_RST, head, s ? s : rst, offset);
+}
+
+void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    if (flow->u.tcp.renewed)
+        return;
+    if (is_new_connection(&flow->u.tcp, rec))
+        begin_generation(c, flow);
+    note_sent(flow, rec);
+    colo_ack_note_released(c, flow, rec);
 }
 
 /* Compares and releases as far as it goes; then takes in the next generation, if one waits. */
