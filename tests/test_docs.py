@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents: their links lead somewhere, their Python runs, their options exist, the tables name what there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coloproxy import Cause, Comparator, Side
+
+TOP = Path(__file__).resolve().parent.parent
+DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, {})
+    assert "Released(frame=0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_options_exist(path: Path) -> None:
+    helps = [
+        [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
+        [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
+    ]
+    known = "".join(
+        subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}).stdout
+        for command in helps
+    )
+    text = path.read_text(encoding="utf-8")
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
+        assert re.search(rf"{option}(?![a-z-])", known), f"{path.name} names {option}, which there is not"
+
+
+def test_every_cause_is_explained() -> None:
+    text = (TOP / "docs" / "events.md").read_text(encoding="utf-8")
+    assert [str(cause) for cause in Cause if cause is not Cause.NONE and f"`{cause}`" not in text] == []
+
+
+def test_the_documented_limits_are_the_defaults() -> None:
+    text = (TOP / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert "131,072 frames, 256 MiB" in text
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    frame = bytes(12) + b"\x88\xb5"
+    taken = comparator.feed(Side.PRIMARY, [frame] * (131_072 // 2 + 1), 1)
+    assert taken == 131_072 // 2
