@@ -299,6 +299,12 @@ static bool reset_is_matched(colo_comparator *c, struct colo_tcp *tcp, const str
     return true;
 }
 
+static bool is_covered(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    return colo_stream_is_matched(&flow->u.tcp, rec->off, colo_stream_end(rec)) ||
+           colo_stream_match_beyond(c, flow, rec);
+}
+
 enum leave { STAY, LEAVE, LEAVE_LOWERED };
 
 static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
@@ -308,8 +314,7 @@ static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct c
 
     if (rec->tcp_flags & COLO_TCP_RST)
         return reset_is_matched(c, tcp, rec) ? LEAVE : STAY;
-    if (has_range && !colo_stream_is_matched(tcp, rec->off, colo_stream_end(rec)) &&
-        !colo_stream_match_beyond(c, flow, rec))
+    if (has_range && !is_covered(c, flow, rec))
         return STAY;
     if (!(rec->tcp_flags & COLO_TCP_ACK))
         return LEAVE;
@@ -320,9 +325,9 @@ static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct c
     if (!may_be_altered(rec))
         return STAY;
     if (!has_range) {
-        const struct colo_rec *data = tcp->first_data;
+        struct colo_rec *data = tcp->first_data;
 
-        if (!data || !may_be_altered(data) || !colo_stream_is_matched(tcp, data->off, colo_stream_end(data)))
+        if (!data || !may_be_altered(data) || !is_covered(c, flow, data))
             return STAY;
     }
     return make_debt(c, flow) ? LEAVE_LOWERED : STAY;

@@ -139,7 +139,8 @@ static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
     rec->tcp_auth = packet->tcp_auth;
 }
 
-static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *id)
+/* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */
+static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make)
 {
     struct colo_flow *flow = colo_table_find(c->table, id);
     bool evicted;
@@ -148,6 +149,8 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
         colo_flow_refresh(c, flow);
         return flow;
     }
+    if (!make)
+        return NULL;
     /* Once a frame is held without a flow, no new flow may begin: its frames could overtake that one (R4). */
     flow = c->untracked ? NULL : colo_table_add(c->table, id, &evicted);
     if (!flow) {
@@ -163,7 +166,7 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
 /* PROTECTED: decides what becomes of a frame. */
 static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
 {
-    struct colo_flow *flow = flow_of(c, &packet->id);
+    struct colo_flow *flow = flow_of(c, &packet->id, true);
 
     take_over(rec, packet);
     rec->judged = 1;
@@ -391,14 +394,14 @@ static void discard_judged(colo_comparator *c)
     }
 }
 
-/* A deferred primary frame that the commit covers. */
-static void absorb(colo_comparator *c, struct colo_rec *rec)
+/* A deferred primary frame that leaves unjudged. `make`: a flow for it is worth having. */
+static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
 {
     struct colo_packet packet;
     struct colo_flow *flow;
 
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (packet.id.cls != COLO_CLASS_TCP || !(flow = flow_of(c, &packet.id)))
+    if (packet.id.cls != COLO_CLASS_TCP || !(flow = flow_of(c, &packet.id, make)))
         return; /* without a flow it is met in mid-stream when it speaks again */
     take_over(rec, &packet);
     colo_tcp_absorb(c, flow, rec);
@@ -422,8 +425,8 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
         bool old = rec->time < (rec->side == COLO_PRIMARY ? cut_p : cut_s);
 
         count_out(c, rec);
-        if (!rec->judged && rec->side == COLO_PRIMARY && old && reason == COLO_REASON_COMMITTED)
-            absorb(c, rec);
+        if (!rec->judged && rec->side == COLO_PRIMARY && old)
+            absorb(c, rec, reason == COLO_REASON_COMMITTED);
         if (rec->flow && rec->side == COLO_PRIMARY && rec->flow->id.cls == COLO_CLASS_TCP && old)
             colo_ack_note_released(c, rec->flow, rec);
         if (!old)
