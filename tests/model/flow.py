@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both sides have said on one flow. Slow and obvious: a stream is a dict from position to byte.
+
+A position is a sequence number of the primary's, without its limit of 32 bits. A commit makes everything the primary
+said before it `covered`; what the secondary said before it is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from model.packet import Key, Packet, SynOptions
+
+PRIMARY, SECONDARY = 0, 1
+
+
+def near(reference: int, number: int) -> int:
+    """The unbounded integer that is `number` modulo 2^32 and nearest to `reference`."""
+    distance = (number - reference) % 2**32
+    return reference + (distance if distance < 2**31 else distance - 2**32)
+
+
+@dataclass
+class Said:
+    """One side's output of one incarnation of a connection, in one epoch."""
+
+    data: dict[int, int] = field(default_factory=dict)
+    fins: set[int] = field(default_factory=set)
+    syns: set[SynOptions] = field(default_factory=set)
+    resets: int = 0
+    ack: int | None = None
+
+
+@dataclass
+class Incarnation:
+    """One connection of a TCP flow. A SYN with another initial sequence number begins the next."""
+
+    isn: list[int | None] = field(default_factory=lambda: [None, None])
+    zero: int | None = None  # the position that is called offset 0
+    mid_stream: bool = False  # zero is but the first position met in this epoch
+    reference: list[int | None] = field(default_factory=lambda: [None, None])
+    ack_reference: int | None = None
+    said: list[Said] = field(default_factory=lambda: [Said(), Said()])
+    end: int | None = None  # behind all that the primary ever said
+    ack_ever: int | None = None  # the highest ACK the primary ever said
+    reset_ever: bool = False
+    covered: int | None = None  # positions below are covered by a commit
+    covered_reset: bool = False
+    floor: int | None = None  # the secondary's highest ACK when the step in progress began
+    floor_step: int = -1
+    repeats: list[tuple[int, bytes]] = field(default_factory=list)  # the secondary's ACKs with SACK blocks, this step
+    echoes: set[int] = field(default_factory=set)  # timestamps that the secondary echoed
+    told: int | None = None  # the highest ACK the client has got
+    released_end: int | None = None  # behind all that the client has got
+    owed: list[tuple[int, int]] = field(default_factory=list)  # (ACK, time) of frames that left with it lowered
+    differences: set[int] = field(default_factory=set)  # positions where both said another byte in this epoch
+
+    def is_covered(self, position: int) -> bool:
+        return self.covered is not None and position < self.covered
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A TCP frame in positions."""
+
+    packet: Packet
+    incarnation: int
+    start: int
+    ack: int | None
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.packet.body) + self.packet.fin
+
+    @property
+    def fin(self) -> int | None:
+        return self.start + len(self.packet.body) if self.packet.fin else None
+
+
+class TcpFlow:
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.incarnations: dict[int, Incarnation] = {}
+        self.current = [0, 0]  # the number of each side's incarnation
+        self.said_incarnation = 0  # the primary's, of what it has said (placed frames may be ahead)
+        self.step = 0  # of the oracle
+
+    def incarnation(self, number: int) -> Incarnation:
+        return self.incarnations.setdefault(number, Incarnation())
+
+    def place(self, side: int, packet: Packet) -> Segment:
+        """Finds a frame's positions. Frames of one side must be placed in the order in which they came."""
+        if packet.syn and self.incarnation(self.current[side]).isn[side] != packet.seq:
+            self.current[side] += 1
+            self.incarnation(self.current[side]).isn[side] = packet.seq
+        number = self.current[side]
+        inc = self.incarnation(number)
+        start = self._position(inc, side, packet)
+        if packet.syn and side == SECONDARY:
+            pass  # in its own numbering: no reference for what follows
+        elif not packet.rst:  # a reset's numbers may be anything
+            if side == PRIMARY and inc.zero is None:
+                inc.zero, inc.mid_stream = start, True
+            end = start + len(packet.body) + packet.fin
+            inc.reference[side] = max(end, inc.reference[side] or end)
+        ack = None
+        if packet.acks:
+            reference = packet.ack + 2**33 if inc.ack_reference is None else inc.ack_reference
+            ack = near(reference, packet.ack)
+            if not packet.rst:
+                inc.ack_reference = ack
+        return Segment(packet, number, start, ack)
+
+    def _position(self, inc: Incarnation, side: int, packet: Packet) -> int:
+        """Of the first payload byte."""
+        if packet.syn:
+            if side == PRIMARY and inc.zero is None:
+                inc.zero = packet.seq + 2**33 + 1
+            return inc.zero if inc.zero is not None else packet.seq + 2**33 + 1
+        reference = inc.reference[side]
+        if reference is None:
+            reference = inc.reference[1 - side]
+        if reference is None:
+            return packet.seq + 2**33
+        choices = [near(reference, packet.seq)]
+        primary_isn, secondary_isn = inc.isn
+        if side == SECONDARY and primary_isn is not None and secondary_isn is not None:
+            choices.append(near(reference, packet.seq - secondary_isn + primary_isn))
+        return min(choices, key=lambda choice: abs(choice - reference))
+
+    def say(self, side: int, segment: Segment) -> None:
+        """Records that `side` has said this, in the present epoch."""
+        packet = segment.packet
+        inc = self.incarnation(segment.incarnation)
+        said = inc.said[side]
+        if side == SECONDARY and inc.floor_step != self.step:
+            inc.floor, inc.floor_step, inc.repeats = said.ack, self.step, []
+        if side == SECONDARY and packet.timestamps:
+            inc.echoes.add(packet.timestamps[1])
+        if side == SECONDARY and packet.pure_ack and packet.sack and segment.ack is not None:
+            inc.repeats.append((segment.ack, packet.sack))
+        if segment.ack is not None and not packet.rst:  # the ACK number of a reset tells the client nothing
+            said.ack = segment.ack if said.ack is None else max(said.ack, segment.ack)
+        if side == PRIMARY:
+            self.said_incarnation = segment.incarnation
+            if segment.ack is not None and not packet.rst:
+                inc.ack_ever = segment.ack if inc.ack_ever is None else max(inc.ack_ever, segment.ack)
+        if packet.rst:
+            said.resets += 1
+            inc.reset_ever |= side == PRIMARY
+            return
+        if packet.syn:
+            said.syns.add(packet.options)
+        other = inc.said[1 - side].data
+        for position, byte in enumerate(packet.body, segment.start):
+            said.data.setdefault(position, byte)
+            if other.get(position, byte) != byte and not inc.is_covered(position):
+                inc.differences.add(position)
+        if segment.fin is not None:
+            said.fins.add(segment.fin)
+        if side == PRIMARY:
+            inc.end = segment.end if inc.end is None else max(inc.end, segment.end)
+
+    def commit(self) -> None:
+        """A new epoch: the secondary is the primary's clone."""
+        self.current[SECONDARY] = self.said_incarnation
+        for number, inc in self.incarnations.items():
+            inc.said = [Said(), Said()]
+            inc.differences = set()
+            if number > self.said_incarnation:
+                inc.isn[SECONDARY] = None
+                inc.reference[SECONDARY] = None
+                continue
+            inc.isn[SECONDARY] = inc.isn[PRIMARY]
+            inc.reference[SECONDARY] = inc.end
+            if inc.end is not None:
+                inc.covered = max(inc.end, inc.covered or inc.end)
+            inc.covered_reset = inc.reset_ever
+            inc.mid_stream = False
+            inc.said[SECONDARY].ack = inc.ack_ever
+
+    def ack_floor(self, segment: Segment) -> int | None:
+        """ack_limit as it was when the step began: frames may have left early in it."""
+        inc = self.incarnation(segment.incarnation)
+        return inc.floor if inc.floor_step == self.step else inc.said[SECONDARY].ack
+
+    # ---- the rules of "equivalent output"
+
+    def bytes_match(self, segment: Segment) -> bool:
+        inc = self.incarnation(segment.incarnation)
+        said = inc.said[SECONDARY].data
+        return all(
+            inc.is_covered(segment.start + index) or said.get(segment.start + index) == byte
+            for index, byte in enumerate(segment.packet.body)
+        )
+
+    def content_matches(self, segment: Segment) -> bool:
+        """Everything but the ACK number has been said by the secondary, or is covered by a commit."""
+        inc = self.incarnation(segment.incarnation)
+        packet, said = segment.packet, inc.said[SECONDARY]
+        if packet.rst:
+            return said.resets > 0 or inc.covered_reset
+        if packet.syn and not (inc.is_covered(segment.start - 1) or packet.options in said.syns):
+            return False
+        if segment.fin is not None and not (inc.is_covered(segment.fin) or segment.fin in said.fins):
+            return False
+        return self.bytes_match(segment)
+
+    def reset_is_due(self, segment: Segment) -> bool:
+        """The secondary has reset as often as the primary: nobody could hold this reset back."""
+        inc = self.incarnation(segment.incarnation)
+        return inc.said[SECONDARY].resets >= inc.said[PRIMARY].resets
+
+    def ack_limit(self, segment: Segment) -> int | None:
+        """The highest ACK number that the secondary has said too."""
+        return self.incarnation(segment.incarnation).said[SECONDARY].ack
+
+    def first_difference(self) -> tuple[Incarnation, int] | None:
+        """Where both sides said another byte, if both have said all before it in this epoch."""
+        for inc in self.incarnations.values():
+            if not inc.differences:
+                continue
+            first = min(inc.differences)
+            begin = inc.covered if inc.covered is not None else inc.zero
+            ours, theirs = inc.said[PRIMARY].data, inc.said[SECONDARY].data
+            if begin is not None and all(p in ours and p in theirs for p in range(begin, first)):
+                return inc, first
+        return None
+
+    def fin_differs(self) -> bool:
+        """One side ends a stream where the other goes on, or ends it elsewhere."""
+        for inc in self.incarnations.values():
+            for said, other in (inc.said, inc.said[::-1]):
+                for fin in said.fins:
+                    if not inc.is_covered(fin) and (any(p >= fin for p in other.data) or other.fins - {fin}):
+                        return True
+        return False
+
+    def begins_earlier(self) -> bool:
+        """The primary said something before the place where the flow was met in mid-stream."""
+        return any(
+            inc.mid_stream and inc.zero is not None and min(inc.said[PRIMARY].data, default=inc.zero) < inc.zero
+            for inc in self.incarnations.values()
+        )
+
+    def syn_differs(self) -> bool:
+        return any(
+            inc.said[PRIMARY].syns and inc.said[SECONDARY].syns and inc.said[PRIMARY].syns != inc.said[SECONDARY].syns
+            for inc in self.incarnations.values()
+        )
+
+    def is_answered(self, segment: Segment) -> bool:
+        """The primary has said all that this frame of the secondary's says, or a commit covers it."""
+        inc = self.incarnation(segment.incarnation)
+        ours, packet = inc.said[PRIMARY], segment.packet
+        if packet.rst:
+            return ours.resets > 0 or inc.covered_reset
+        if packet.syn and not ours.syns and not inc.is_covered(segment.start - 1):
+            return False
+        if segment.fin is not None and not ours.fins and not inc.is_covered(segment.fin):
+            return False
+        return all(inc.is_covered(p) or p in ours.data for p in range(segment.start, segment.start + len(packet.body)))
+
+
+class DatagramFlow:
+    """Datagrams of the secondary's that no primary frame has been released for, as a bag that remembers its order."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.waiting: list[tuple[int, bytes]] = []
+
+    def say(self, packet: Packet) -> None:
+        self.waiting.append((packet.tag, packet.body))
+
+    def commit(self) -> None:
+        self.waiting = []
+
+    def matches(self, packet: Packet) -> bool:
+        return (packet.tag, packet.body) in self.waiting
+
+    def matches_within(self, packet: Packet, reach: int) -> bool:
+        return (packet.tag, packet.body) in self.waiting[:reach]
+
+    def use(self, packet: Packet) -> None:
+        self.waiting.remove((packet.tag, packet.body))
+
+    def bag(self) -> Counter[tuple[int, bytes]]:
+        return Counter(self.waiting)
