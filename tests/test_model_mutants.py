@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle can say no: each of these comparators breaks one rule, and each must be caught.
+
+The toy itself must pass whatever the core must pass. A mutant is the toy with one decision made wrongly; its docstring
+begins with the rule that it breaks, as the oracle names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+import wire
+from chaos import make_chaos
+from conversation import Conversation, Dice, make_conversation
+from model.flow import SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
+from model.minimise import minimise
+from model.oracle import Oracle
+from model.packet import Packet, SynOptions
+from model.run import Commit, Feed, Run, Step, Stop, Tick
+from model.toy import Item, Toy, Track
+from model.verdict import NEVER, Cause, Config, Diverged, Reason, Release, Violation, Want
+from strategies import seeded, spoil_one_byte, spoil_one_fin
+from world import World
+
+# ------------------------------------------------------------------ the mutants, by the rule they break
+
+
+class ReleasesUnmatched(Toy):
+    """R1: payload leaves when the secondary has said anything at all (as payload-free segments do in QEMU)."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        return bool(facts.incarnation(segment.incarnation).said[SECONDARY].data) or super().content_matches(
+            facts, segment
+        )
+
+
+class ReleasesWhenLastByteMatches(Toy):
+    """R1: only the end of a frame is looked at."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        inc = facts.incarnation(segment.incarnation)
+        if not segment.packet.body or segment.packet.rst:
+            return super().content_matches(facts, segment)
+        return segment.start + len(segment.packet.body) - 1 in inc.said[SECONDARY].data
+
+
+class IgnoresFin(Toy):
+    """R1: a FIN leaves with the data before it."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        return super().content_matches(facts, segment) or (segment.packet.fin and facts.bytes_match(segment))
+
+
+class IgnoresSynOptions(Toy):
+    """R1: any SYN of the secondary's will do."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        said = facts.incarnation(segment.incarnation).said[SECONDARY]
+        return super().content_matches(facts, segment) or (segment.packet.syn and bool(said.syns))
+
+    def look_for_divergence(self, track: Track) -> None:
+        if not (isinstance(track.facts, TcpFlow) and track.facts.syn_differs()):
+            super().look_for_divergence(track)
+
+
+class ReleasesResets(Toy):
+    """R1: an RST leaves at once."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        return segment.packet.rst or super().content_matches(facts, segment)
+
+
+class IgnoresAcks(Toy):
+    """R1: ACK numbers leave as the primary gave them (as in stock colo-compare)."""
+
+    def ack_limit(self, facts: TcpFlow, segment: Segment) -> int | None:
+        return facts.incarnation(segment.incarnation).ack_ever
+
+
+class EmitsTheHighestAck(Toy):
+    """R1: what is owed is paid in full as soon as anything may be paid."""
+
+    def ack_to_emit(self, owed: int, limit: int) -> int:
+        return owed
+
+
+class LowersByTooLittle(Toy):
+    """R1: lowered to one above what the secondary acknowledged."""
+
+    def lower(self, item: Item, ack: int) -> bytes:
+        return super().lower(item, (ack + 1) % 2**32)
+
+
+class ReleasesWhileStopped(Toy):
+    """R1/live: frames read between STOP and RESUME are judged by the old epoch."""
+
+    def stop(self, now: int) -> None:
+        self.now = now
+
+
+class KeepsOldOutput(Toy):
+    """R3/R1: what the secondary said before the commit still counts."""
+
+    def forget(self, track: Track) -> None:
+        if isinstance(track.facts, DatagramFlow):
+            return
+        old = {number: inc.said[SECONDARY] for number, inc in track.facts.incarnations.items()}
+        super().forget(track)
+        for number, said in old.items():
+            track.facts.incarnation(number).said[SECONDARY].data.update(said.data)
+
+
+class KeepsOldDatagrams(Toy):
+    """R3/R1: the same for datagrams."""
+
+    def forget(self, track: Track) -> None:
+        if isinstance(track.facts, DatagramFlow):
+            track.diverged = False
+        else:
+            super().forget(track)
+
+
+class KeepsTheGap(Toy):
+    """R3/R1: secondary frames read between STOP and RESUME prove something, whatever the configuration."""
+
+    def is_stale(self, item: Item, resumed: int) -> bool:
+        return False
+
+
+class FlushesYoungFrames(Toy):
+    """R1: the commit releases frames read after RESUME too."""
+
+    def is_before(self, item: Item, resumed: int) -> bool:
+        return True
+
+
+class TakesAnAbortForACommit(Toy):
+    """R1: a checkpoint that failed covers nothing."""
+
+    def abort(self, now: int) -> None:
+        self.commit(now, now)
+
+
+class LosesFramesAtTheCommit(Toy):
+    """R2."""
+
+    def flush(self, resumed: int) -> None:
+        super().flush(resumed)
+        self.actions = self.actions[:-1]
+
+
+class DropsWhenFull(Toy):
+    """R2/R4: what has no room is thrown away, as a full queue of colo-compare's does."""
+
+    def feed(self, side: int, frames: object, now: int) -> int:
+        offered = list(frames)  # type: ignore[call-overload]
+        super().feed(side, offered, now)
+        return len(offered)
+
+
+class LosesWhatTheSecondarySaidWhileStopped(Toy):
+    """live: an abort must bring the secondary's frames back into the epoch."""
+
+    def abort(self, now: int) -> None:
+        self.gap = [item for item in self.gap if item.side != SECONDARY]
+        super().abort(now)
+
+
+class ReleasesTheLastFirst(Toy):
+    """R4."""
+
+    def release_first(self, track: Track, reason: Reason, limit: int | None = None) -> None:
+        track.queue.insert(0, track.queue.pop())
+        super().release_first(track, reason, limit)
+
+
+class ReleasesTwice(Toy):
+    """R4."""
+
+    def release_first(self, track: Track, reason: Reason, limit: int | None = None) -> None:
+        super().release_first(track, reason, limit)
+        self.actions.append(self.actions[-1])
+
+
+class OvertakesWithDatagrams(Toy):
+    """R4: a matched datagram does not wait for an earlier one."""
+
+    def release_ready(self, track: Track) -> None:
+        if isinstance(track.facts, DatagramFlow):
+            track.queue.sort(key=lambda item: not track.facts.matches(item.packet))  # type: ignore[union-attr]
+        super().release_ready(track)
+
+
+class ForgetsThatDatagramsServeOnce(Toy):
+    """R1: one datagram of the secondary's releases any number of equal ones."""
+
+    def release_ready(self, track: Track) -> None:
+        if not isinstance(track.facts, DatagramFlow):
+            super().release_ready(track)
+            return
+        while track.queue and track.facts.matches(track.queue[0].packet):
+            self.release_first(track, Reason.MATCHED)
+
+
+class MatchesDatagramsByLength(Toy):
+    """R1."""
+
+    def release_ready(self, track: Track) -> None:
+        if not isinstance(track.facts, DatagramFlow):
+            super().release_ready(track)
+            return
+        while track.queue:
+            lengths = [len(body) for _, body in track.facts.waiting]
+            if len(track.queue[0].packet.body) not in lengths:
+                return
+            del track.facts.waiting[lengths.index(len(track.queue[0].packet.body))]
+            self.release_first(track, Reason.MATCHED)
+
+
+class ComparesFramesNotStreams(Toy):
+    """live: only a segment cut like this one will do."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        theirs = {(t.segment.start, t.segment.end) for t in self.tracks[facts.key].theirs if t.segment is not None}
+        return super().content_matches(facts, segment) and (
+            not segment.packet.body or (segment.start, segment.end) in theirs
+        )
+
+
+class HoldsDataForTheAck(Toy):
+    """live: data wait until their ACK number may leave."""
+
+    def is_lowerable(self, packet: Packet) -> bool:
+        return False
+
+
+class NeverEmits(Toy):
+    """live: what was lowered is never made good."""
+
+    def emit_ack(self, track: Track, facts: TcpFlow) -> None:
+        pass
+
+
+class LowersTooFar(Toy):
+    """live: lowered below what both have acknowledged."""
+
+    def lower(self, item: Item, ack: int) -> bytes:
+        return super().lower(item, (ack - 1) % 2**32)
+
+
+class ComparesUnsigned(Toy):
+    """live: 32-bit ACK numbers are compared as plain integers."""
+
+    def ack_limit(self, facts: TcpFlow, segment: Segment) -> int | None:
+        limit = facts.ack_limit(segment)
+        if limit is None or segment.ack is None:
+            return limit
+        return limit if segment.ack % 2**32 <= limit % 2**32 else min(limit, segment.ack - 1)
+
+
+class ReadsOwnNumbersOnly(Toy):
+    """live/events: a rewriter between the secondary and the comparator is not allowed for."""
+
+    def say(self, item: Item) -> None:
+        facts = self.track(item.packet.key).facts
+        if isinstance(facts, TcpFlow) and item.side == SECONDARY and not item.packet.syn and item.segment is None:
+            inc = facts.incarnation(facts.current[SECONDARY])
+            ours, theirs = inc.isn
+            item.segment = facts.place(SECONDARY, item.packet)
+            if ours is not None and theirs is not None and ours != theirs:
+                item.segment = Segment(item.packet, item.segment.incarnation, item.segment.start + 1, item.segment.ack)
+        super().say(item)
+
+
+class ForgetsTheChecksum(Toy):
+    """bytes: a lowered frame keeps the checksum it had."""
+
+    def lower(self, item: Item, ack: int) -> bytes:
+        frame = bytearray(item.data)
+        frame[item.packet.l4 + 8 : item.packet.l4 + 12] = ack.to_bytes(4, "big")
+        return bytes(frame)
+
+
+class EmitsAtTheWrongPlace(Toy):
+    """bytes: an emitted ACK stands at a sequence number that has not come yet."""
+
+    def build_ack(self, like: Item, inc: Incarnation, ack: int) -> bytes:
+        inc.released_end = (inc.released_end or 0) + 1
+        return super().build_ack(like, inc, ack)
+
+
+class EmitsWithoutVlan(Toy):
+    """bytes: an emitted ACK leaves on another network."""
+
+    def build_ack(self, like: Item, inc: Incarnation, ack: int) -> bytes:
+        key = like.packet.key
+        path = wire.Path(key.family, key.src, key.dst, key.sport, key.dport, vlans=(5,))
+        return wire.tcp(path, inc.released_end or 0, ack)
+
+
+class StripsPadding(Toy):
+    """bytes: frames leave as they were parsed, not as they came."""
+
+    def release_first(self, track: Track, reason: Reason, limit: int | None = None) -> None:
+        super().release_first(track, reason, limit)
+        last = self.actions[-1]
+        assert isinstance(last, Release)
+        self.actions[-1] = Release(last.name, last.data.rstrip(b"\xa5"), last.reason)
+
+
+class HoldsArp(Toy):
+    """live/events: classes that pass are compared."""
+
+    def passes(self, packet: Packet) -> bool:
+        return False
+
+
+class NeverDiverges(Toy):
+    """events."""
+
+    def look_for_divergence(self, track: Track) -> None:
+        pass
+
+
+class DivergesOnOrder(Toy):
+    """events: a gap in the secondary's stream is taken for a difference."""
+
+    def first_difference(self, facts: TcpFlow) -> tuple[Incarnation, int] | None:
+        for inc in facts.incarnations.values():
+            theirs = inc.said[SECONDARY].data
+            if theirs and inc.zero is not None and max(theirs) - min(theirs) + 1 != len(theirs):
+                return inc, min(theirs)
+        return super().first_difference(facts)
+
+
+class NamesAnotherOffset(Toy):
+    """events."""
+
+    def evidence(self, inc: Incarnation, position: int) -> tuple[int, bytes, bytes]:
+        context, ours, theirs = super().evidence(inc, position)
+        return context + 1, ours, theirs
+
+
+class TellsTwice(Toy):
+    """events: each further frame of a flow that has diverged tells so again."""
+
+    def look_for_divergence(self, track: Track) -> None:
+        track.diverged = False
+        super().look_for_divergence(track)
+
+
+class WantsTwice(Toy):
+    """events: a checkpoint is wanted for each divergence."""
+
+    def want(self, cause: Cause) -> None:
+        self.events.append(Want(cause, self.epoch))
+
+
+class NeverWants(Toy):
+    """events: divergences, but no wish for a checkpoint."""
+
+    def want(self, cause: Cause) -> None:
+        pass
+
+
+class BlamesAnotherFlow(Toy):
+    """events."""
+
+    def diverge(self, track: Track, cause: Cause, *more: object) -> None:
+        super().diverge(track, cause, *more)  # type: ignore[arg-type]
+        for index, event in enumerate(self.events):
+            if isinstance(event, Diverged):
+                other = next((key for key in self.tracks if key != event.key), event.key)
+                self.events[index] = Diverged(event.cause, event.epoch, other, event.offset, event.context,
+                                              event.primary, event.secondary)  # fmt: skip
+
+
+class HasNoClock(Toy):
+    """events: nothing ever waits too long."""
+
+    def deadline(self) -> int:
+        return NEVER
+
+
+class IsImpatient(Toy):
+    """events: everything has waited too long at once."""
+
+    def deadline(self) -> int:
+        waiting = any(track.queue for track in self.tracks.values())
+        return 0 if waiting and not self.wanted and self.mode == "protected" else super().deadline()
+
+    def tick(self, now: int) -> None:
+        self.want(Cause.PRIMARY_TIMEOUT)
+        super().tick(now)
+
+
+MUTANTS = [
+    value
+    for value in list(globals().values())
+    if isinstance(value, type) and issubclass(value, Toy) and value is not Toy
+]
+
+# ------------------------------------------------------------------ what they are put through
+
+
+def different_options() -> list[Step]:
+    path = wire.Path()
+    ours, theirs = (wire.tcp(path, 9, 9, wire.SYN | wire.ACK, options=wire.Options(mss=mss)) for mss in (1460, 1400))
+    return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
+
+
+def silences() -> Iterable[list[Step]]:
+    frame = wire.tcp(wire.Path(), 9, 9, wire.ACK, b"abc")
+    for side in (0, 1):
+        yield [Stop(0), Commit(1, 2), Feed(side, (frame,), 3), Tick(4_000_000_000)]
+
+
+def a_reset() -> list[Step]:
+    return [Stop(0), Commit(1, 2), Feed(0, (wire.tcp(wire.Path(), 9, 9, wire.ACK | wire.RST),), 3)]
+
+
+def conversations() -> Iterable[Conversation]:
+    for seed in range(60):
+        conversation = make_conversation(seeded(seed), 3, 3)
+        yield conversation
+        for spoil in (spoil_one_byte, spoil_one_fin):
+            spoiled = spoil(seeded(seed), make_conversation(seeded(seed), 2, 2))
+            if spoiled is not None:
+                yield spoiled.conversation
+
+
+def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
+    """Ever harder things to get right, each a function that raises Violation where it was not."""
+
+    def play(
+        schedule: list[Step], config: Config, *, live: bool = True, end: int | None = None
+    ) -> Callable[[], object]:
+        def trial() -> None:
+            run = Run(make(config), Oracle(config, live=live)).play(schedule)
+            if end is not None:
+                run.step(Commit(end, end))
+                if run.held:
+                    raise Violation("R2", "held at the end")
+
+        return trial
+
+    def live_in_a_world(seed: int) -> Callable[[], object]:
+        def trial() -> None:
+            config = Config(keep_gap=seed % 3 == 0)
+            world = World(Run(make(config), Oracle(config)), seeded(seed), config.keep_gap)
+            for _ in range(300):
+                world.act()
+            world.finish()
+
+        return trial
+
+    yield play(different_options(), Config())
+    yield play(a_reset(), Config())
+    for schedule in silences():
+        yield play(schedule, Config())
+    for conversation in conversations():
+        config = Config(keep_gap=conversation.keep_gap)
+        yield play(conversation.schedule(), config, end=conversation.now + 10)
+    for seed in range(20):
+        tight = make_conversation(seeded(seed), 3, 2)
+        yield play(tight.schedule(), Config(keep_gap=tight.keep_gap, max_frames=6), live=False)
+    for seed in range(60):
+        yield live_in_a_world(seed)
+        yield play(make_chaos(seeded(seed)), Config(), live=False)
+
+
+def test_the_toy_passes() -> None:
+    for trial in trials(Toy):
+        trial()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_caught(mutant: type[Toy]) -> None:
+    rules = (mutant.__doc__ or "").split(":")[0].rstrip(".").split("/")
+    for trial in trials(mutant):
+        try:
+            trial()
+        except Violation as violation:
+            assert violation.rule in rules, f"caught for another reason: {violation}"
+            return
+    pytest.fail("the oracle accepts it")
+
+
+def test_minimise_finds_the_heart_of_a_failure() -> None:
+    """A frame that is released twice: one frame is enough to show it."""
+    config = Config()
+    conversation = make_conversation(seeded(5), 2, 1)
+    steps = minimise(lambda: Run(ReleasesTwice(config), Oracle(config)), conversation.schedule())
+    assert len([step for step in steps if isinstance(step, Feed)]) <= 2
+
+
+def test_syn_options_are_values() -> None:
+    """The model keeps them in sets."""
+    assert SynOptions(mss=1460) == SynOptions(1460)
+    assert len({SynOptions(1), SynOptions(2), SynOptions(1)}) == 2
+
+
+def test_dice_are_all_that_a_conversation_depends_on() -> None:
+    def log(dice: Dice) -> str:
+        return repr(make_conversation(dice))
+
+    assert log(seeded(7)) == log(seeded(7))
+    assert log(seeded(7)) != log(seeded(8))
