@@ -7,6 +7,7 @@ COLOPROXY_TEST_PROFILE=thorough tries very many more examples, and new ones each
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import wire
@@ -33,7 +34,7 @@ from strategies import (
 from world import World
 
 MILLISECOND = 1_000_000
-TIGHT = {"max_frames": 24, "max_bytes": 6000, "max_flows": 3, "max_flow_frames": 8}
+TIGHT: dict[str, Any] = {"max_frames": 24, "max_bytes": 6000, "max_flows": 3, "max_flow_frames": 8}
 
 
 def new_run(config: Config, *, strict: bool = True, live: bool = True, subject: type[Subject] = Core) -> Run:

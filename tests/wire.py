@@ -37,7 +37,7 @@ def ones_sum(data: bytes) -> int:
     """RFC 1071: the ones' complement sum of the 16-bit words, not complemented."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

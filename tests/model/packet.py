@@ -110,7 +110,8 @@ def _need(data: bytes, count: int) -> None:
 def parse(frame: bytes) -> Packet:
     vnet = wire.vnet_len(frame)
     data = bytes(frame[vnet:])
-    ethertype, vlans, at = 0, (), 0
+    ethertype, at = 0, 0
+    vlans: tuple[int, ...] = ()
     if len(data) >= 14:
         ethertype, vlans, at = _ethertype(data)
     partial = vnet > 0 and bool(frame[0] & 1)

@@ -208,7 +208,8 @@ class Table:
             self.resumed = None
             self.epoch += 1
         else:
-            made = {"stop": Stop, "abort": Abort, "alone": Alone}[step.what](self.now)
+            kinds: dict[str, type[Stop | Abort | Alone]] = {"stop": Stop, "abort": Abort, "alone": Alone}
+            made = kinds[step.what](self.now)
         return self._tell(run, run.step(made))
 
     def _feed(self, run: Run, sends: list[Send]) -> list[str]:
