@@ -47,6 +47,10 @@ struct colo_tcp {
     uint32_t rst_ack;
     uint32_t s_echo;       /* the client's timestamp that the secondary echoed last */
     uint8_t s_echo_known;
+    uint32_t old_s_isn;    /* of the connection before this one */
+    uint8_t old_s_known;
+    uint8_t awaits_s_syn;  /* the secondary's frames are the old connection's until its own new SYN */
+    uint8_t s_left;        /* diverged, and the secondary speaks of its next connection already */
     uint8_t rst_flags;
     uint8_t p_known;       /* p_base is valid */
     uint8_t p_syn;         /* ... and is an ISN: offset 0 is the SYN */

@@ -53,12 +53,17 @@ void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t
 static void begin_generation(colo_comparator *c, struct colo_flow *flow)
 {
     struct colo_list unplaced = flow->u.tcp.unplaced, later = flow->u.tcp.later;
+    uint32_t old_s_isn = flow->u.tcp.s_base;
+    uint8_t old_s_known = flow->u.tcp.s_syn;
 
     colo_tcp_drop_secondary(c, flow, COLO_REASON_STALE);
     colo_ack_drop_debt(c, flow);
     memset(&flow->u.tcp, 0, sizeof flow->u.tcp);
     flow->u.tcp.unplaced = unplaced;
     flow->u.tcp.later = later;
+    flow->u.tcp.old_s_isn = old_s_isn;
+    flow->u.tcp.old_s_known = old_s_known;
+    flow->u.tcp.awaits_s_syn = 1;
     flow->closed = 0;
 }
 
@@ -79,7 +84,7 @@ void colo_tcp_refresh(struct colo_flow *flow)
     tcp->match = tcp->s_high = tcp->out_high = tcp->p_high;
     tcp->mid_stream = 0;
     tcp->ranges = 0;
-    tcp->rst_seen = tcp->rst_matched = 0;
+    tcp->rst_seen = tcp->rst_matched = tcp->s_left = tcp->awaits_s_syn = 0;
     tcp->rst_rec = tcp->first_data = NULL;
     tcp->unplaced = (struct colo_list){NULL, NULL};
     tcp->s_echo_known = 0;
@@ -182,6 +187,13 @@ static void arrive_secondary(colo_comparator *c, struct colo_flow *flow, struct 
 {
     struct colo_tcp *tcp = &flow->u.tcp;
 
+    if (tcp->awaits_s_syn && tcp->p_known) {
+        if (!(rec->tcp_flags & COLO_TCP_SYN) || (tcp->old_s_known && rec->seq == tcp->old_s_isn)) {
+            colo_output_discard(c, rec, COLO_REASON_STALE); /* of the connection that the primary has left */
+            return;
+        }
+        tcp->awaits_s_syn = 0;
+    }
     if (!tcp->p_known || tcp->unplaced.head || is_other_generation(tcp, rec))
         wait_unplaced(c, flow, rec);
     else
@@ -320,8 +332,11 @@ void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_re
 
 void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
-    if (flow->diverged) { /* only a commit helps now; but what it acknowledges still counts */
-        if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && flow->u.tcp.p_known)
+    if (flow->diverged) { /* only a commit helps now; but what it acknowledges on this connection still counts */
+        if (is_other_generation(&flow->u.tcp, rec))
+            flow->u.tcp.s_left = 1;
+        if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && flow->u.tcp.p_known &&
+            !flow->u.tcp.s_left && !flow->u.tcp.awaits_s_syn)
             colo_ack_note(flow, COLO_SECONDARY, rec->ack);
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
     } else {

