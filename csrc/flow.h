@@ -55,6 +55,7 @@ struct colo_tcp {
     uint8_t p_known;       /* p_base is valid */
     uint8_t p_syn;         /* ... and is an ISN: offset 0 is the SYN */
     uint8_t mid_stream;    /* ... and is but the first number met, in this epoch: what lies before it is unknown */
+    uint8_t met_by_reset;  /* ... and was an RST's: not to be relied on beyond this epoch */
     uint8_t s_own;         /* s_base is valid */
     uint8_t s_syn;         /* ... and is an ISN */
     uint8_t numbering;     /* enum colo_numbering */

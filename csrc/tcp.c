@@ -72,7 +72,7 @@ void colo_tcp_refresh(struct colo_flow *flow)
     struct colo_tcp *tcp = &flow->u.tcp;
 
     flow->closed = tcp->p_known ? flow->closed : 0;
-    if (!tcp->p_known || tcp->renewed) {
+    if (!tcp->p_known || tcp->renewed || tcp->met_by_reset) { /* a reset's number says little of a stream */
         memset(tcp, 0, sizeof *tcp);
         return;
     }
@@ -226,6 +226,7 @@ static void note_sent(struct colo_flow *flow, struct colo_rec *rec)
         tcp->p_syn = (rec->tcp_flags & COLO_TCP_SYN) != 0;
         tcp->origin = tcp->p_syn;
         tcp->mid_stream = !tcp->p_syn;
+        tcp->met_by_reset = is_reset;
     }
     rec->off = colo_seq_extend(tcp->p_base, tcp->p_high, rec->seq);
     if (!is_reset && colo_stream_end(rec) > tcp->p_high)
@@ -336,7 +337,7 @@ void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_
         if (is_other_generation(&flow->u.tcp, rec))
             flow->u.tcp.s_left = 1;
         if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && flow->u.tcp.p_known &&
-            !flow->u.tcp.s_left && !flow->u.tcp.awaits_s_syn)
+            !flow->u.tcp.s_left && !flow->u.tcp.awaits_s_syn && !flow->u.tcp.unplaced.head)
             colo_ack_note(flow, COLO_SECONDARY, rec->ack);
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
     } else {

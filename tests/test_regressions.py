@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules that random search found, as it found them: each once released what it must not (R1)."""
+
+from __future__ import annotations
+
+import wire
+
+from coloproxy import Comparator, Released, Side
+
+PATH = wire.Path()
+
+
+def tcp(seq: int, ack: int, flags: int = wire.ACK, payload: bytes = b"") -> bytes:
+    return wire.tcp(PATH, seq % 2**32, ack % 2**32, flags, payload)
+
+
+def released(comparator: Comparator) -> list[int]:
+    return [action.frame for action in comparator.actions() if isinstance(action, Released)]
+
+
+def test_acks_of_the_secondarys_waiting_connection_tell_nothing_of_a_diverged_one() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.feed(Side.PRIMARY, [tcp(9, 2147483643)], 1)
+    comparator.feed(Side.SECONDARY, [tcp(3221225465, 2147484639, wire.SYN | wire.ACK)], 2)
+    comparator.feed(Side.PRIMARY, [tcp(4294967294, 2147483645, payload=b"x")], 3)  # diverges: before the meeting
+    comparator.feed(Side.SECONDARY, [tcp(2147483656, 2147484655)], 4)
+    assert released(comparator) == []
+
+
+def test_a_flow_met_by_a_reset_is_not_known_after_the_commit() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.stop(1)
+    comparator.feed(Side.PRIMARY, [tcp(16, 0, wire.RST)], 2)
+    comparator.commit(3, 4)
+    assert released(comparator) == [0]
+    comparator.feed(Side.SECONDARY, [tcp(4294967290, 1, payload=b"abcdef")], 5)
+    comparator.feed(Side.PRIMARY, [tcp(13, 1, payload=b"xyz")], 6)
+    assert released(comparator) == []
