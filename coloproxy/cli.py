@@ -296,8 +296,8 @@ Shows on this machine what coloproxy does: boots a small Linux VM twice, in netw
 and a client, protects it, downloads from it, lets the two VMs differ, kills the primary in mid-download and finishes
 that download on the same TCP connection.
 
-Needs root and Debian's packages: those that are missing are installed by apt-get. Takes a minute or two, with or
-without KVM, and leaves nothing behind but the cached guest.
+Needs root and Debian's packages: those that are missing are installed by apt-get. Takes a minute or two without KVM,
+uses KVM where it works, and leaves nothing behind but the cached guest.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ class JournalFollower:
                 self.records.append(record)
             self._consumer(record)
 
-    def count(self, event: str) -> int:
-        """How many records of that kind there have been."""
-        return sum(record.get("event") == event for record in self.records)
+    async def wait(self, event: str, since: int, deadline: float) -> bool:
+        """Until a record of that kind has come behind the first `since`; False: not within `deadline` seconds.
+
+        The proxy writes its journal beside its work: a client can have its answer a moment earlier.
+        """
+        until = time.monotonic() + deadline
+        while not any(record["event"] == event for record in self.records[since:]):
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+            self.poll()
+        return True

@@ -26,6 +26,7 @@ _KILL_AT = 0.4  # of the download
 _DETECTION_SECONDS = 0.3
 _STEP_DEADLINE = 60.0
 _JOURNAL = "events.jsonl"
+_JOURNAL_DEADLINE = 5.0
 
 
 class DemoError(ColoproxyError):
@@ -153,12 +154,10 @@ class _Scenario:
         answer = (await self.pair.client.get("/cgi-bin/diverge")).decode()
         took = time.monotonic() - begin
         _expect("host: host-a\n" in answer, "the answer is not the primary's")
-        await asyncio.sleep(0)
-        self.journal.poll()
-        new = self.journal.records[seen:]
-        committed = [record for record in new if record["event"] == "checkpoint-committed"]
-        _expect(any(r["event"] == "divergence" for r in new), "the proxy did not notice that the answers differ")
-        _expect(bool(committed), "no checkpoint was taken for it")
+        noticed = await self.journal.wait("divergence", seen, _JOURNAL_DEADLINE)
+        _expect(noticed, "the proxy did not notice that the answers differ")
+        committed = await self.journal.wait("checkpoint-committed", seen, _JOURNAL_DEADLINE)
+        _expect(committed, "no checkpoint was taken for it")
         view.done(f"the client got the primary's answer, once, after a checkpoint: {took * 1000:.0f} ms")
         view.show(Panel(answer.strip(), title="what the client got", border_style="green", expand=False))
         self.summary.add(
