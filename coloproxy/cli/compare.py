@@ -1,51 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line."""
+"""`coloproxy compare`."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-import signal
-import sys
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from . import __version__
-from .address import Address, parse_address
-from .checkpoint_actions import ON_DEMAND_ONLY, Timing
-from .compare import FAILED, Compare
-from .errors import ColoproxyError
-from .lines import LineHandler, LineWriter
-from .options import CompareOptions
+from coloproxy.address import Address, parse_address
+from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
+from coloproxy.cli.app import FAILED, USAGE, app
+from coloproxy.cli.logs import set_up_logging
+from coloproxy.compare import Compare
+from coloproxy.errors import ColoproxyError
+from coloproxy.lines import LineWriter
+from coloproxy.options import CompareOptions
 
 log = logging.getLogger(__name__)
-
-USAGE = 2
-INTERRUPTED = 130
-
-
-class Nic(enum.Enum):
-    """The demo's choice of network cards."""
-
-    E1000 = "e1000"
-    VIRTIO = "virtio"
-
-
-app = typer.Typer(
-    name="coloproxy",
-    help="Everything around an unmodified QEMU that COLO needs.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 COMPARE_HELP = "\n\n".join(
     (
@@ -91,21 +64,6 @@ With virtio-net: vnet_hdr_support=on on every filter, and --vnet-hdr-support her
 """
 
 SOCKETS, RULES, CHECKPOINTS, LIMITS, OUTPUT = "Sockets", "Comparison", "Checkpoints", "Limits", "Output"
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"coloproxy {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Everything around an unmodified QEMU that COLO needs."""
 
 
 @app.command(help=COMPARE_HELP, epilog=EPILOG)
@@ -253,7 +211,7 @@ def compare(
     ] = False,
 ) -> None:
     writer = LineWriter(2, "coloproxy-log")
-    _set_up_logging(writer, verbose=verbose, quiet=quiet)
+    set_up_logging(writer, verbose=verbose, quiet=quiet)
     code = USAGE
     try:
         options = CompareOptions(
@@ -291,77 +249,5 @@ def compare(
     raise typer.Exit(code)
 
 
-DEMO_HELP = """
-Shows on this machine what coloproxy does: boots a small Linux VM twice, in network namespaces that stand for two hosts
-and a client, protects it, downloads from it, lets the two VMs differ, kills the primary in mid-download and finishes
-that download on the same TCP connection.
-
-Needs root and Debian's packages: those that are missing are installed by apt-get. Takes a minute or two without KVM,
-uses KVM where it works, and leaves nothing behind but the cached guest.
-"""
-
-
-@app.command(help=DEMO_HELP)
-def demo(
-    nic: Annotated[Nic, typer.Option(help="The VM's network card.")] = Nic.E1000,
-    kvm: Annotated[bool, typer.Option("--kvm/--no-kvm", help="Use KVM where it works.")] = True,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live screen.")] = False,
-    keep_logs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the logs of both QEMUs and of the proxy there.")
-    ] = None,
-) -> None:
-    from .demo import DemoOptions, run_demo  # pulls in the test bed: only for those who want it
-
-    console = Console(highlight=False)
-    options = DemoOptions(nic=nic.value, allow_kvm=kvm, keep_logs=keep_logs, plain=plain)
-    code = 0
-    try:
-        asyncio.run(_until_signal(run_demo(options, console)))
-    except ColoproxyError as error:
-        console.print(Text(f"coloproxy demo: {error}", style="bold red"))
-        code = FAILED
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("coloproxy demo: interrupted; everything it started is gone")
-        code = INTERRUPTED
-    raise typer.Exit(code)
-
-
-async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work`; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
-
-
 def _optional(text: str | None, option: str, *, may_listen: bool) -> Address | None:
     return None if text is None else parse_address(text, option, may_listen=may_listen)
-
-
-class _Formatter(logging.Formatter):
-    """`12:34:56.789 coloproxy: warning: text`; the level is left out where it says nothing."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
-        level = f"{record.levelname.lower()}: " if record.levelno != logging.INFO else ""
-        text = f"{stamp} coloproxy: {level}{record.getMessage()}"
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return text
-
-
-def _set_up_logging(writer: LineWriter, *, verbose: bool, quiet: bool) -> None:
-    handler = LineHandler(writer)
-    handler.setFormatter(_Formatter())
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    # qemu.qmp logs what it raises as well; asyncio's debug lines say nothing of ours.
-    logging.getLogger("qemu").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-
-def main() -> None:
-    """Entry point of the `coloproxy` command."""
-    try:
-        app()
-    except BrokenPipeError:  # `coloproxy --help | head`
-        sys.exit(FAILED)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one module a command, registered in the order of `coloproxy --help`."""
+
+from __future__ import annotations
+
+import sys
+
+from coloproxy.cli import compare, demo
+from coloproxy.cli.app import FAILED, app
+
+__all__ = ["app", "compare", "demo", "main"]
+
+
+def main() -> None:
+    """Entry point of the `coloproxy` command."""
+    try:
+        app()
+    except BrokenPipeError:  # `coloproxy --help | head`
+        sys.exit(FAILED)

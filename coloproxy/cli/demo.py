@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coloproxy demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from coloproxy.cli.app import FAILED, INTERRUPTED, app
+from coloproxy.errors import ColoproxyError
+
+
+class Nic(enum.Enum):
+    """The demo's choice of network cards."""
+
+    E1000 = "e1000"
+    VIRTIO = "virtio"
+
+
+DEMO_HELP = """
+Shows on this machine what coloproxy does: boots a small Linux VM twice, in network namespaces that stand for two hosts
+and a client, protects it, downloads from it, lets the two VMs differ, kills the primary in mid-download and finishes
+that download on the same TCP connection.
+
+Needs root and Debian's packages: those that are missing are installed by apt-get. Takes a minute or two without KVM,
+uses KVM where it works, and leaves nothing behind but the cached guest.
+"""
+
+
+@app.command(help=DEMO_HELP)
+def demo(
+    nic: Annotated[Nic, typer.Option(help="The VM's network card.")] = Nic.E1000,
+    kvm: Annotated[bool, typer.Option("--kvm/--no-kvm", help="Use KVM where it works.")] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live screen.")] = False,
+    keep_logs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the logs of both QEMUs and of the proxy there.")
+    ] = None,
+) -> None:
+    from coloproxy.demo import DemoOptions, run_demo  # pulls in the test bed: only for those who want it
+
+    console = Console(highlight=False)
+    options = DemoOptions(nic=nic.value, allow_kvm=kvm, keep_logs=keep_logs, plain=plain)
+    code = 0
+    try:
+        asyncio.run(_until_signal(run_demo(options, console)))
+    except ColoproxyError as error:
+        console.print(Text(f"coloproxy demo: {error}", style="bold red"))
+        code = FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("coloproxy demo: interrupted; everything it started is gone")
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
