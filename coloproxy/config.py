@@ -19,10 +19,11 @@ class ComparatorOptions(TypedDict, total=False):
     """What may be given; None and what is left out take the C core's default (colo_config_default).
 
     Attributes:
-        max_flows: entries of the flow table; idle flows are evicted first.
+        max_flows: entries of the flow table; idle flows make room.
         max_frames: frames held in all; each side may use half.
         max_bytes: bytes of those frames; each side may use half.
         max_flow_frames: unmatched frames of one side of one flow.
+        max_flow_bytes: bytes of those frames.
         reorder_frames: how many unmatched datagrams of a flow a match is looked for among.
         compare_timeout: ns a frame may wait for the other side before a checkpoint is wanted.
         reorder_window: ns after which a datagram that other output has overtaken is a difference.
@@ -36,6 +37,7 @@ class ComparatorOptions(TypedDict, total=False):
     max_frames: int | None
     max_bytes: int | None
     max_flow_frames: int | None
+    max_flow_bytes: int | None
     reorder_frames: int | None
     compare_timeout: int | None
     reorder_window: int | None

@@ -97,6 +97,7 @@ class Cause(_Named):
     LIMIT_FLOW_FRAMES = 11
     RST = 12
     MID_STREAM = 13
+    LIMIT_FLOW_BYTES = 14
 
 
 def _check_enums() -> None:

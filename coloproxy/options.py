@@ -28,6 +28,7 @@ class CompareOptions:
     compare_timeout_ms: int = 3000
     expired_scan_cycle_ms: int = 1000
     max_queue_size: int | None = None
+    max_flow_bytes: int | None = None
     max_flows: int | None = None
     max_frames: int | None = None
     max_bytes: int | None = None
@@ -60,6 +61,7 @@ class CompareOptions:
             vnet_hdr=self.vnet_hdr_support,
             compare_timeout=self.compare_timeout_ms * 1_000_000,
             max_flow_frames=self.max_queue_size,
+            max_flow_bytes=self.max_flow_bytes,
             max_flows=self.max_flows,
             max_frames=self.max_frames,
             max_bytes=self.max_bytes,

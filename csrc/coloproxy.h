@@ -68,11 +68,12 @@ const char *colo_class_name(int cls);
 typedef struct colo_comparator colo_comparator;
 
 struct colo_config {
-    uint32_t max_flows;       /* entries of the flow table; idle flows are evicted first */
+    uint32_t max_flows;       /* entries of the flow table; idle flows make room, see docs/comparison.md */
     uint32_t max_frames;      /* frames inside the comparator; each side may use half, and at half of that asks
                                  for a checkpoint */
     uint64_t max_bytes;       /* bytes of those frames, the same way */
     uint32_t max_flow_frames; /* unmatched frames of one side of one flow */
+    uint64_t max_flow_bytes;  /* bytes of those frames */
     uint32_t reorder_frames;  /* datagrams: how far a match is looked for */
     int64_t compare_timeout;  /* ns a frame may wait for the other side before a checkpoint is wanted */
     int64_t reorder_window;   /* ns: datagrams that other output has overtaken for so long are a difference */
@@ -153,7 +154,8 @@ enum colo_cause {
     COLO_CAUSE_LIMIT_FLOW_FRAMES = 11,
     COLO_CAUSE_RST = 12,             /* one side resets the connection where the other goes on */
     COLO_CAUSE_MID_STREAM = 13,      /* the primary sent bytes before those that its flow was met with */
-    COLO_CAUSE_COUNT = 14,
+    COLO_CAUSE_LIMIT_FLOW_BYTES = 14,
+    COLO_CAUSE_COUNT = 15,           /* the arrays of colo_counters have room for 32 */
 };
 
 const char *colo_cause_name(int cause);
@@ -203,8 +205,8 @@ struct colo_counters {
     uint64_t acks_lowered;        /* frames released with a lowered ACK number */
     uint64_t acks_emitted;        /* ACKs sent later for those */
     uint64_t compared_bytes;      /* payload bytes found equal */
-    uint64_t divergences[14];     /* by enum colo_cause */
-    uint64_t limits[14];          /* refusals, by enum colo_cause */
+    uint64_t divergences[32];     /* by enum colo_cause */
+    uint64_t limits[32];          /* refusals, by enum colo_cause */
     uint64_t checkpoints_wanted;
     uint64_t commits;
     uint64_t aborts;

@@ -16,6 +16,7 @@ void colo_config_default(struct colo_config *config)
         .max_frames = 131072,
         .max_bytes = (uint64_t)256 << 20,
         .max_flow_frames = 16384,
+        .max_flow_bytes = (uint64_t)32 << 20,
         .reorder_frames = 64,
         .compare_timeout = (int64_t)3000 * 1000000,
         .reorder_window = (int64_t)20 * 1000000,
@@ -28,7 +29,7 @@ static bool makes_sense(const struct colo_config *config)
 {
     return config->max_flows > 0 && config->max_flows <= 1u << 24 && config->max_frames >= 2 &&
            config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
-           config->reorder_frames > 0 && config->compare_timeout > 0 && config->reorder_window > 0;
+           config->max_flow_bytes > 0 && config->reorder_frames > 0 && config->compare_timeout > 0 && config->reorder_window > 0;
 }
 
 colo_comparator *colo_comparator_create(const struct colo_config *config)
@@ -94,17 +95,37 @@ static void count_out(colo_comparator *c, const struct colo_rec *rec)
 void colo_held_add(colo_comparator *c, struct colo_rec *rec)
 {
     colo_list_push(&c->held[rec->side], rec);
-    if (rec->flow)
+    if (rec->flow) {
         rec->flow->held[rec->side]++;
+        rec->flow->held_bytes[rec->side] += rec->len;
+    }
     count_in(c, rec);
+}
+
+static void leave_flow_count(const struct colo_rec *rec)
+{
+    if (rec->flow) {
+        rec->flow->held[rec->side]--;
+        rec->flow->held_bytes[rec->side] -= rec->len;
+    }
 }
 
 void colo_held_remove(colo_comparator *c, struct colo_rec *rec)
 {
     colo_list_remove(&c->held[rec->side], rec);
-    if (rec->flow)
-        rec->flow->held[rec->side]--;
+    leave_flow_count(rec);
     count_out(c, rec);
+}
+
+bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec)
+{
+    if (flow->held[rec->side] >= c->config.max_flow_frames)
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
+    else if (flow->held[rec->side] && flow->held_bytes[rec->side] + rec->len > c->config.max_flow_bytes)
+        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_BYTES, flow);
+    else
+        return false;
+    return true;
 }
 
 void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow)
@@ -115,7 +136,7 @@ void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow)
     flow->diverged = 0;
     flow->p = flow->s = (struct colo_list){NULL, NULL};
     if (flow->id.cls == COLO_CLASS_TCP)
-        colo_tcp_refresh(flow);
+        colo_tcp_refresh(c, flow);
     else
         memset(&flow->u.dg, 0, sizeof flow->u.dg);
 }
@@ -143,7 +164,6 @@ static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
 static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make)
 {
     struct colo_flow *flow = colo_table_find(c->table, id);
-    bool evicted;
 
     if (flow) {
         colo_flow_refresh(c, flow);
@@ -152,14 +172,13 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
     if (!make)
         return NULL;
     /* Once a frame is held without a flow, no new flow may begin: its frames could overtake that one (R4). */
-    flow = c->untracked ? NULL : colo_table_add(c->table, id, &evicted);
+    flow = c->untracked ? NULL : colo_table_add(c->table, id);
     if (!flow) {
         colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOWS, NULL);
         return NULL;
     }
     flow->epoch = c->epoch;
     c->n.flows_made++;
-    c->n.flows_evicted += evicted;
     return flow;
 }
 
@@ -360,11 +379,11 @@ static void unlink_from_flow(struct colo_rec *rec)
 {
     struct colo_flow *flow = rec->flow;
 
+    leave_flow_count(rec);
     rec->flow_link = (struct colo_link){NULL, NULL};
     rec->flow = NULL;
     if (!flow)
         return;
-    flow->held[rec->side]--;
     flow->p = flow->s = (struct colo_list){NULL, NULL};
     if (flow->id.cls == COLO_CLASS_TCP) {
         flow->u.tcp.unplaced = flow->u.tcp.later = (struct colo_list){NULL, NULL};
@@ -520,6 +539,7 @@ void colo_comparator_counters(const colo_comparator *c, struct colo_counters *ou
 {
     *out = c->n;
     out->flows = colo_table_count(c->table);
+    out->flows_evicted = colo_table_evicted(c->table);
     out->epoch = c->epoch;
     out->mode = c->mode;
 }

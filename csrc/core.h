@@ -62,13 +62,15 @@ struct colo_comparator {
 /* comparator.c: adds to, takes from the held list of the record's side and its flow's count. */
 void colo_held_add(colo_comparator *c, struct colo_rec *rec);
 void colo_held_remove(colo_comparator *c, struct colo_rec *rec);
+/* The flow already holds all it may of that side (`rec` is not counted yet): says which limit. */
+bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec);
 /* Brings a flow's state into the present epoch. */
 void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
 
 /* tcp.c: `rec` is new; the functions hold it, release it or discard it. */
 void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
-void colo_tcp_refresh(struct colo_flow *flow);
+void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow);
 /* A primary frame that was never judged leaves by a commit: the flow still has to know what the primary has sent. */
 void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 /* The flow has diverged or ended: what the secondary said of it is no longer needed. */

@@ -141,10 +141,9 @@ void colo_datagram_primary(colo_comparator *c, struct colo_flow *flow, struct co
     struct colo_rec *equal;
 
     digest(c, rec);
+    (void)colo_flow_is_full(c, flow, rec); /* asks for a checkpoint; the frame is kept */
     colo_held_add(c, rec);
     colo_flow_list_push(&flow->p, rec);
-    if (flow->held[COLO_PRIMARY] > c->config.max_flow_frames)
-        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow); /* asks for a checkpoint; the frame is kept */
     equal = find_equal(c, &flow->s, rec);
     if (equal) {
         set_matched(c, flow, rec);
@@ -168,9 +167,8 @@ void colo_datagram_secondary(colo_comparator *c, struct colo_flow *flow, struct 
     if (equal) {
         set_matched(c, flow, equal);
         colo_output_discard(c, rec, COLO_REASON_MATCHED);
-    } else if (flow->held[COLO_SECONDARY] >= c->config.max_flow_frames) {
+    } else if (colo_flow_is_full(c, flow, rec)) {
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
-        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
     } else {
         colo_flow_list_push(&flow->s, rec);
         colo_held_add(c, rec);

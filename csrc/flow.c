@@ -13,12 +13,18 @@
 
 enum {
     BLOCK = 256,
-    MAX_LOOK = 256, /* flows that one eviction looks at: bounded time */
+    MAX_LOOK = 256, /* flows of one standing that one eviction looks at: bounded time */
 };
 
 struct slot {
     uint32_t tag;
     uint32_t ref; /* index + 1, 0: empty */
+};
+
+/* All flows of one standing, in a ring; the clock's hand is at its head. Links are index + 1, 0: empty. */
+struct ring {
+    uint32_t head;
+    uint32_t count;
 };
 
 struct colo_table {
@@ -30,7 +36,9 @@ struct colo_table {
     uint32_t limit;
     uint32_t made;    /* flows that exist in blocks */
     uint32_t count;
-    uint32_t hand;    /* of the clock */
+    uint32_t live_share; /* how many LIVE flows no newcomer pushes out */
+    struct ring rings[COLO_STANDINGS];
+    uint64_t evicted;
     uint64_t seed;
 };
 
@@ -49,6 +57,7 @@ struct colo_table *colo_table_create(uint32_t max_flows, uint64_t seed)
     while (size < max_flows + max_flows / 2)
         size *= 2;
     t->limit = max_flows;
+    t->live_share = max_flows - (max_flows + 7) / 8;
     t->mask = size - 1;
     t->seed = seed;
     t->slots = calloc(size, sizeof *t->slots);
@@ -125,24 +134,100 @@ static bool is_idle(const struct colo_flow *flow)
     return flow->held[0] == 0 && flow->held[1] == 0 && !(flow->id.cls == COLO_CLASS_TCP && flow->u.tcp.debt);
 }
 
-static struct colo_flow *pick_victim(struct colo_table *t)
+static struct colo_flow *by_link(const struct colo_table *t, uint32_t link)
 {
+    return at(t, link - 1);
+}
+
+static void ring_add(struct colo_table *t, struct colo_flow *flow)
+{
+    struct ring *ring = &t->rings[flow->standing];
+    uint32_t link = flow->index + 1;
+
+    if (!ring->head) {
+        ring->head = flow->next = flow->prev = link;
+    } else { /* behind all others: the hand comes to it last */
+        flow->next = ring->head;
+        flow->prev = by_link(t, ring->head)->prev;
+        by_link(t, flow->prev)->next = link;
+        by_link(t, flow->next)->prev = link;
+    }
+    ring->count++;
+}
+
+static void ring_remove(struct colo_table *t, struct colo_flow *flow)
+{
+    struct ring *ring = &t->rings[flow->standing];
+    uint32_t link = flow->index + 1;
+
+    if (flow->next == link) {
+        ring->head = 0;
+    } else {
+        by_link(t, flow->prev)->next = flow->next;
+        by_link(t, flow->next)->prev = flow->prev;
+        if (ring->head == link)
+            ring->head = flow->next;
+    }
+    ring->count--;
+}
+
+/*
+ * LIVE flows by the clock: an idle one not used since the hand passed it last, else the first idle one met. The others
+ * by age, for the oldest are the likeliest to be idle: whoever floods us looks at few. NULL: met none.
+ */
+static struct colo_flow *pick_of(struct colo_table *t, uint8_t standing)
+{
+    struct ring *ring = &t->rings[standing];
     struct colo_flow *second = NULL;
-    uint32_t looks = t->made < MAX_LOOK ? t->made : MAX_LOOK;
+    uint32_t looks = ring->count < MAX_LOOK ? ring->count : MAX_LOOK;
 
-    for (uint32_t i = 0; i < 2 * looks; i++) {
-        struct colo_flow *flow = at(t, t->hand);
+    while (looks--) {
+        struct colo_flow *flow = by_link(t, ring->head);
 
-        t->hand = t->hand + 1 == t->made ? 0 : t->hand + 1;
+        ring->head = flow->next;
         if (!is_idle(flow))
             continue;
-        if (flow->closed || !flow->used)
+        if (!flow->used || standing != COLO_LIVE)
             return flow;
         flow->used = 0;
         if (!second)
             second = flow;
     }
     return second;
+}
+
+static struct colo_flow *pick_victim(struct colo_table *t)
+{
+    struct colo_flow *flow = pick_of(t, COLO_SPARE);
+
+    if (!flow)
+        flow = pick_of(t, COLO_FRESH);
+    if (!flow && t->rings[COLO_LIVE].count > t->live_share)
+        flow = pick_of(t, COLO_LIVE);
+    return flow;
+}
+
+static void evict(struct colo_table *t, struct colo_flow *flow)
+{
+    unslot(t, flow);
+    ring_remove(t, flow);
+    t->count--;
+    t->evicted++;
+    t->free[t->frees++] = flow->index;
+}
+
+void colo_table_set_standing(struct colo_table *t, struct colo_flow *flow, uint8_t standing)
+{
+    struct ring *live = &t->rings[COLO_LIVE];
+    struct colo_flow *victim;
+
+    if (flow->standing == standing)
+        return;
+    ring_remove(t, flow);
+    if (standing == COLO_LIVE && live->count && live->count >= t->live_share && (victim = pick_of(t, COLO_LIVE)))
+        evict(t, victim);
+    flow->standing = standing;
+    ring_add(t, flow);
 }
 
 static bool grow(struct colo_table *t)
@@ -157,21 +242,17 @@ static bool grow(struct colo_table *t)
     return true;
 }
 
-struct colo_flow *colo_table_add(struct colo_table *t, const struct colo_flow_id *id, bool *evicted)
+struct colo_flow *colo_table_add(struct colo_table *t, const struct colo_flow_id *id)
 {
     struct colo_flow *flow;
     uint64_t hash = hash_of(t, id);
     uint32_t i, index;
 
-    *evicted = false;
     if (!t->frees && !(t->made < t->limit && grow(t))) {
-        flow = t->made ? pick_victim(t) : NULL;
+        flow = pick_victim(t);
         if (!flow)
             return NULL;
-        unslot(t, flow);
-        t->count--;
-        t->free[t->frees++] = flow->index;
-        *evicted = true;
+        evict(t, flow);
     }
     index = t->free[--t->frees];
     flow = at(t, index);
@@ -180,6 +261,8 @@ struct colo_flow *colo_table_add(struct colo_table *t, const struct colo_flow_id
     flow->hash = hash;
     flow->index = index;
     flow->used = 1;
+    flow->standing = id->cls == COLO_CLASS_TCP ? COLO_FRESH : COLO_SPARE;
+    ring_add(t, flow);
     for (i = (uint32_t)hash & t->mask; t->slots[i].ref; i = (i + 1) & t->mask)
         ;
     t->slots[i].ref = index + 1;
@@ -191,13 +274,18 @@ struct colo_flow *colo_table_add(struct colo_table *t, const struct colo_flow_id
 void colo_table_clear(struct colo_table *t)
 {
     memset(t->slots, 0, ((size_t)t->mask + 1) * sizeof *t->slots);
+    memset(t->rings, 0, sizeof t->rings);
     t->frees = 0;
     t->count = 0;
-    t->hand = 0;
     for (uint32_t i = t->made; i > 0; i--) {
         at(t, i - 1)->held[0] = at(t, i - 1)->held[1] = 0;
         t->free[t->frees++] = i - 1;
     }
+}
+
+uint64_t colo_table_evicted(const struct colo_table *t)
+{
+    return t->evicted;
 }
 
 uint32_t colo_table_count(const struct colo_table *t)

@@ -90,13 +90,29 @@ struct colo_datagrams {
     struct colo_flow *prev;
 };
 
+/*
+ * What would be lost with an idle flow, and so the order in which they make room.
+ *
+ * Whoever sends SYNs makes FRESH flows, whoever sends datagrams SPARE ones; to make one LIVE takes a handshake. So
+ * LIVE flows have seven eighths of the table for themselves: within that share no newcomer pushes one out, only a flow
+ * that becomes LIVE while the share is full. What is left is for all others, so that they always have a place too.
+ */
+enum colo_standing {
+    COLO_SPARE = 0, /* nothing: not TCP, or the primary has closed or reset the connection */
+    COLO_FRESH = 1, /* little: of a TCP connection the primary has sent no more than its SYN or SYN-ACK */
+    COLO_LIVE = 2,  /* the place in both streams: the flow would be met again in mid-stream */
+    COLO_STANDINGS = 3,
+};
+
 struct colo_flow {
     struct colo_flow_id id;
     uint8_t used;          /* for the table: touched since the clock's hand passed */
-    uint8_t closed;        /* TCP: FIN or RST seen: evicted before a live one */
+    uint8_t standing;      /* enum colo_standing; changed by colo_table_set_standing only */
     uint8_t diverged;      /* waits for the next commit */
     uint32_t index;        /* in the table */
+    uint32_t next, prev;   /* for the table: of the same standing */
     uint32_t held[2];      /* frames inside, by side */
+    uint64_t held_bytes[2];
     uint64_t hash;
     uint64_t epoch;        /* of the state below; older: colo_flow_refresh comes first */
     struct colo_list p;    /* held primary frames, in order of arrival */
@@ -114,10 +130,14 @@ void colo_table_destroy(struct colo_table *table);
 /* The flow, or NULL. */
 struct colo_flow *colo_table_find(struct colo_table *table, const struct colo_flow_id *id);
 /*
- * A new, zeroed flow with id, hash and index set. When the table is full an idle flow (nothing held, no debt) makes
- * room: one that is closed first, then one not used lately; *evicted tells. NULL: none is idle, or memory is out.
+ * A new, zeroed flow with id, hash, index and standing set. When the table is full an idle flow (nothing held, no
+ * debt) makes room, by standing; among LIVE ones one not used lately, among others the oldest. NULL: none may, or memory is out.
  */
-struct colo_flow *colo_table_add(struct colo_table *table, const struct colo_flow_id *id, bool *evicted);
+struct colo_flow *colo_table_add(struct colo_table *table, const struct colo_flow_id *id);
+/* May evict an idle flow (not this one) that is LIVE, where this one becomes the one too many of them. */
+void colo_table_set_standing(struct colo_table *table, struct colo_flow *flow, uint8_t standing);
+/* How many have been evicted so far. */
+uint64_t colo_table_evicted(const struct colo_table *table);
 void colo_table_clear(struct colo_table *table);
 uint32_t colo_table_count(const struct colo_table *table);
 

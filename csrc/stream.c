@@ -172,9 +172,8 @@ void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struc
         colo_output_discard(c, rec, COLO_REASON_MATCHED); /* a retransmission of what still waits */
         return;
     }
-    if (flow->held[COLO_SECONDARY] >= c->config.max_flow_frames) {
+    if (colo_flow_is_full(c, flow, rec)) {
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
-        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
         return; /* safe: what is missing can't match; the wanted checkpoint makes it good */
     }
     colo_flow_list_insert(&flow->s, after, rec);

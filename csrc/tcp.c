@@ -64,14 +64,15 @@ static void begin_generation(colo_comparator *c, struct colo_flow *flow)
     flow->u.tcp.old_s_isn = old_s_isn;
     flow->u.tcp.old_s_known = old_s_known;
     flow->u.tcp.awaits_s_syn = 1;
-    flow->closed = 0;
+    colo_table_set_standing(c->table, flow, COLO_FRESH);
 }
 
-void colo_tcp_refresh(struct colo_flow *flow)
+void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
 
-    flow->closed = tcp->p_known ? flow->closed : 0;
+    if (!tcp->p_known)
+        colo_table_set_standing(c->table, flow, COLO_FRESH);
     if (!tcp->p_known || tcp->renewed || tcp->met_by_reset) { /* a reset's number says little of a stream */
         memset(tcp, 0, sizeof *tcp);
         return;
@@ -174,9 +175,8 @@ static void wait_unplaced(colo_comparator *c, struct colo_flow *flow, struct col
             return;
         }
     }
-    if (flow->held[COLO_SECONDARY] >= c->config.max_flow_frames) {
+    if (colo_flow_is_full(c, flow, rec)) {
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
-        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
         return;
     }
     colo_flow_list_push(&tcp->unplaced, rec);
@@ -215,7 +215,7 @@ static void place_waiting(colo_comparator *c, struct colo_flow *flow)
 }
 
 /* A primary frame of the current generation: where it stands in the stream, and how far the primary has got. */
-static void note_sent(struct colo_flow *flow, struct colo_rec *rec)
+static void note_sent(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
     bool is_reset = rec->tcp_flags & COLO_TCP_RST;
@@ -234,7 +234,9 @@ static void note_sent(struct colo_flow *flow, struct colo_rec *rec)
     if (!is_reset && rec->tcp_flags & COLO_TCP_ACK)
         colo_ack_note(flow, COLO_PRIMARY, rec->ack);
     if (rec->tcp_flags & (COLO_TCP_FIN | COLO_TCP_RST))
-        flow->closed = 1;
+        colo_table_set_standing(c->table, flow, COLO_SPARE);
+    else if (flow->standing == COLO_FRESH && !(rec->tcp_flags & COLO_TCP_SYN))
+        colo_table_set_standing(c->table, flow, COLO_LIVE);
 }
 
 /* A primary frame of the current generation; it is in the held list already. */
@@ -243,7 +245,7 @@ static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct col
     struct colo_tcp *tcp = &flow->u.tcp;
     bool first = !tcp->p_known;
 
-    note_sent(flow, rec);
+    note_sent(c, flow, rec);
     colo_flow_list_push(&flow->p, rec);
     if (!tcp->first_data && colo_stream_has_range(rec))
         tcp->first_data = rec;
@@ -296,7 +298,7 @@ void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec
         return;
     if (is_new_connection(&flow->u.tcp, rec))
         begin_generation(c, flow);
-    note_sent(flow, rec);
+    note_sent(c, flow, rec);
     colo_ack_note_released(c, flow, rec);
 }
 
@@ -324,9 +326,8 @@ static void settle(colo_comparator *c, struct colo_flow *flow)
 
 void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
+    (void)colo_flow_is_full(c, flow, rec); /* asks for a checkpoint; the frame is kept */
     colo_held_add(c, rec);
-    if (flow->held[COLO_PRIMARY] > c->config.max_flow_frames)
-        colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow); /* asks for a checkpoint; the frame is kept */
     arrive_primary(c, flow, rec);
     settle(c, flow);
 }

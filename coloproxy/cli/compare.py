@@ -175,15 +175,23 @@ def compare(
             help="Unmatched frames of one side of one flow. More ask for a checkpoint; none is dropped.",
         ),
     ] = None,
+    max_flow_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes of those frames.")
+    ] = None,
     max_flows: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Flows; idle ones are forgotten first."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=LIMITS,
+            help="Flows; idle ones make room: closed ones first, then half-open ones. About 450 bytes each.",
+        ),
     ] = None,
     max_frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Frames held, both sides together.")
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes of those frames.")
+        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes held, both sides together.")
     ] = None,
     stats_interval: Annotated[
         float | None,
@@ -224,6 +232,7 @@ def compare(
             compare_timeout_ms=compare_timeout,
             expired_scan_cycle_ms=expired_scan_cycle,
             max_queue_size=max_queue_size,
+            max_flow_bytes=max_flow_bytes,
             max_flows=max_flows,
             max_frames=max_frames,
             max_bytes=max_bytes,

@@ -130,15 +130,14 @@ static void test_table_finds_and_evicts(void)
     enum { LIMIT = 1000 };
     struct colo_table *table = colo_table_create(LIMIT, 42);
     struct colo_flow_id id;
-    bool evicted;
 
     REQUIRE(table);
     for (uint32_t n = 0; n < LIMIT; n++) {
         id = id_of(n);
         CHECK(colo_table_find(table, &id) == NULL);
-        REQUIRE(colo_table_add(table, &id, &evicted));
-        CHECK(!evicted);
+        REQUIRE(colo_table_add(table, &id));
     }
+    CHECK_EQ(colo_table_evicted(table), 0);
     for (uint32_t n = 0; n < LIMIT; n++) {
         struct colo_flow *flow;
 
@@ -146,10 +145,10 @@ static void test_table_finds_and_evicts(void)
         flow = colo_table_find(table, &id);
         REQUIRE(flow);
         CHECK_MEM(&flow->id, &id, sizeof id);
-        flow->held[0] = 1; /* live */
+        flow->held[0] = 1; /* not idle */
     }
     id = id_of(LIMIT);
-    CHECK(colo_table_add(table, &id, &evicted) == NULL); /* none is idle */
+    CHECK(colo_table_add(table, &id) == NULL); /* none is idle */
     CHECK_EQ(colo_table_count(table), LIMIT);
     id = id_of(77);
     colo_table_find(table, &id)->held[0] = 0;
@@ -158,9 +157,9 @@ static void test_table_finds_and_evicts(void)
 
         id = id_of(LIMIT + n);
         do
-            flow = colo_table_add(table, &id, &evicted);
+            flow = colo_table_add(table, &id);
         while (!flow); /* the search for a victim is bounded: it may need several calls to come round */
-        CHECK(evicted);
+        CHECK_EQ(colo_table_evicted(table), n + 1);
         CHECK(colo_table_find(table, &id) == flow);
     }
     for (uint32_t n = 0; n < LIMIT; n++) {
@@ -171,31 +170,92 @@ static void test_table_finds_and_evicts(void)
     CHECK_EQ(colo_table_count(table), 0);
     id = id_of(1);
     CHECK(colo_table_find(table, &id) == NULL);
-    CHECK(colo_table_add(table, &id, &evicted) != NULL);
+    CHECK(colo_table_add(table, &id) != NULL);
     colo_table_destroy(table);
     colo_table_destroy(NULL);
 }
 
-static void test_closed_goes_first(void)
+static void make_room(struct colo_table *table, uint32_t first, uint32_t count)
 {
-    struct colo_table *table = colo_table_create(100, 1);
-    struct colo_flow_id id;
-    bool evicted;
+    for (uint32_t n = 0; n < count; n++) {
+        struct colo_flow_id id = id_of(first + n);
+
+        REQUIRE(colo_table_add(table, &id));
+    }
+}
+
+static bool is_there(struct colo_table *table, uint32_t n)
+{
+    struct colo_flow_id id = id_of(n);
+
+    return colo_table_find(table, &id) != NULL;
+}
+
+static void test_idle_flows_make_room_by_standing(void)
+{
+    struct colo_table *table = colo_table_create(96, 1);
 
     REQUIRE(table);
-    for (uint32_t n = 0; n < 100; n++) {
-        id = id_of(n);
-        colo_table_add(table, &id, &evicted)->closed = n % 2;
+    for (uint32_t n = 0; n < 96; n++) {
+        struct colo_flow_id id = id_of(n);
+        static const uint8_t standings[3] = {COLO_LIVE, COLO_FRESH, COLO_SPARE};
+
+        colo_table_set_standing(table, colo_table_add(table, &id), standings[n % 3]);
     }
-    for (uint32_t n = 0; n < 50; n++) {
-        id = id_of(1000 + n);
-        REQUIRE(colo_table_add(table, &id, &evicted));
-    }
-    for (uint32_t n = 0; n < 100; n++) {
-        id = id_of(n);
+    make_room(table, 1000, 32);
+    for (uint32_t n = 0; n < 96; n++) {
         CHECK_NOTE("flow %u", (unsigned)n);
-        CHECK_EQ(colo_table_find(table, &id) != NULL, n % 2 == 0);
+        CHECK_EQ(is_there(table, n), n % 3 != 2);
     }
+    make_room(table, 2000, 500); /* the newcomers are FRESH: they push out FRESH ones, the old ones first */
+    for (uint32_t n = 0; n < 96; n++) {
+        CHECK_NOTE("flow %u", (unsigned)n);
+        CHECK_EQ(is_there(table, n), n % 3 == 0);
+    }
+    colo_table_destroy(table);
+}
+
+static void test_newcomers_leave_live_flows_alone(void)
+{
+    struct colo_table *table = colo_table_create(80, 1);
+    struct colo_flow_id id;
+
+    REQUIRE(table);
+    make_room(table, 0, 80);
+    for (uint32_t n = 0; n < 70; n++) {
+        id = id_of(n);
+        colo_table_set_standing(table, colo_table_find(table, &id), COLO_LIVE);
+    }
+    for (uint32_t n = 70; n < 80; n++) {
+        id = id_of(n);
+        colo_table_find(table, &id)->held[0] = 1; /* half-open connections that wait for the secondary */
+    }
+    id = id_of(1000);
+    CHECK(colo_table_add(table, &id) == NULL); /* refused: a flood can't push out what is live and idle */
+    CHECK_EQ(colo_table_evicted(table), 0);
+    for (uint32_t n = 70; n < 80; n++) {
+        id = id_of(n);
+        colo_table_set_standing(table, colo_table_find(table, &id), COLO_LIVE); /* 70 is their share: one for one */
+        CHECK_EQ(colo_table_evicted(table), n - 69);
+    }
+    CHECK_EQ(colo_table_count(table), 70);
+    make_room(table, 2000, 10);
+    colo_table_destroy(table);
+}
+
+static void test_a_live_flow_in_use_gets_a_second_chance(void)
+{
+    struct colo_table *table = colo_table_create(80, 1);
+    struct colo_flow_id id;
+
+    REQUIRE(table);
+    for (uint32_t n = 0; n < 2000; n++) {
+        id = id_of(n);
+        colo_table_set_standing(table, colo_table_add(table, &id), COLO_LIVE);
+        CHECK(is_there(table, 3) || n < 3); /* looked up all the time */
+    }
+    CHECK(!is_there(table, 4));
+    CHECK_EQ(colo_table_count(table), 70);
     colo_table_destroy(table);
 }
 
@@ -205,5 +265,6 @@ static void test_idle_flow_size(void)
 }
 
 CHECK_MAIN(TEST(test_seq_extend), TEST(test_csum), TEST(test_hash_depends_on_all), TEST(test_pool_limit),
-           TEST(test_lists), TEST(test_table_finds_and_evicts), TEST(test_closed_goes_first),
+           TEST(test_lists), TEST(test_table_finds_and_evicts), TEST(test_idle_flows_make_room_by_standing),
+           TEST(test_newcomers_leave_live_flows_alone), TEST(test_a_live_flow_in_use_gets_a_second_chance),
            TEST(test_idle_flow_size))

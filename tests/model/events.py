@@ -8,7 +8,13 @@ from model.flow import PRIMARY, SECONDARY, DatagramFlow, TcpFlow
 from model.packet import Key
 from model.verdict import TIMEOUTS, Cause, Diverged, Event, Limit, Violation, Want
 
-LIMIT_CAUSES = {Cause.LIMIT_FRAMES, Cause.LIMIT_BYTES, Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES}
+LIMIT_CAUSES = {
+    Cause.LIMIT_FRAMES,
+    Cause.LIMIT_BYTES,
+    Cause.LIMIT_FLOWS,
+    Cause.LIMIT_FLOW_FRAMES,
+    Cause.LIMIT_FLOW_BYTES,
+}
 
 
 class EventJudge(Facts):

@@ -240,7 +240,7 @@ class Oracle(EventJudge):
                 raise Violation("live", f"frame {held.name} of class {held.packet.cls.name} did not pass")
 
     def _judge_progress(self) -> None:
-        if self.limits & {Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES}:
+        if self.limits & {Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES, Cause.LIMIT_FLOW_BYTES}:
             return  # the secondary's frames may have been thrown away: the checkpoint makes it good
         if self.mode == PROTECTED:
             for key, queue in self.queues.items():

@@ -37,6 +37,7 @@ class Cause(IntEnum):
     LIMIT_FLOW_FRAMES = 11
     RST = 12
     MID_STREAM = 13
+    LIMIT_FLOW_BYTES = 14
 
 
 TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT})
@@ -98,6 +99,7 @@ class Config:
     max_frames: int = 1 << 16
     max_bytes: int = 1 << 30
     max_flow_frames: int = 1 << 16
+    max_flow_bytes: int = 1 << 30
     reorder_frames: int = 64
     compare_timeout: int = 3_000_000_000
     reorder_window: int = 10_000_000
