@@ -35,7 +35,7 @@ bool colo_stream_has_range(const struct colo_rec *rec)
 
 bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end)
 {
-    if (tcp->mid_stream && start < 0)
+    if (start < 0 && (tcp->mid_stream || tcp->p_syn)) /* before all that is known, or before the SYN: not this stream's */
         return false;
     if (end <= tcp->match)
         return true;

@@ -38,3 +38,14 @@ def test_a_flow_met_by_a_reset_is_not_known_after_the_commit() -> None:
     comparator.feed(Side.SECONDARY, [tcp(4294967290, 1, payload=b"abcdef")], 5)
     comparator.feed(Side.PRIMARY, [tcp(13, 1, payload=b"xyz")], 6)
     assert released(comparator) == []
+
+
+def test_what_lies_before_the_syn_is_no_retransmission() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.feed(Side.PRIMARY, [tcp(12320, 18, wire.SYN)], 1)
+    comparator.feed(Side.SECONDARY, [tcp(536883232, 18, wire.SYN)], 2)
+    assert released(comparator) == [0]
+    comparator.feed(Side.SECONDARY, [tcp(536883233, 179)], 3)
+    comparator.feed(Side.PRIMARY, [tcp(0, 179, wire.FIN | wire.ACK)], 4)
+    assert released(comparator) == []
