@@ -34,7 +34,13 @@ from strategies import (
 from world import World
 
 MILLISECOND = 1_000_000
-TIGHT: dict[str, Any] = {"max_frames": 24, "max_bytes": 6000, "max_flows": 3, "max_flow_frames": 8, "max_flow_bytes": 2500}
+TIGHT: dict[str, Any] = {
+    "max_frames": 24,
+    "max_bytes": 6000,
+    "max_flows": 3,
+    "max_flow_frames": 8,
+    "max_flow_bytes": 2500,
+}
 
 
 def new_run(config: Config, *, strict: bool = True, live: bool = True, subject: type[Subject] = Core) -> Run:
