@@ -122,6 +122,17 @@ static int64_t place_secondary(struct colo_tcp *tcp, struct colo_rec *rec)
     return as_own;
 }
 
+/* The secondary's SYN has come: what it said before was of another connection, whose ports this one has. */
+static void forget_before_syn(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    colo_tcp_drop_secondary(c, flow, COLO_REASON_STALE);
+    tcp->rst_seen = tcp->s_acked = tcp->s_echo_known = 0;
+    tcp->s_high = 0;
+    tcp->ranges = 0;
+}
+
 /* A secondary frame of the current generation, in no list. */
 static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
@@ -140,6 +151,8 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
         }
         return;
     }
+    if (rec->tcp_flags & COLO_TCP_SYN && !tcp->s_syn)
+        forget_before_syn(c, flow);
     rec->off = place_secondary(tcp, rec);
     if (rec->tcp_flags & COLO_TCP_ACK) {
         colo_ack_note(flow, COLO_SECONDARY, rec->ack);

@@ -49,3 +49,14 @@ def test_what_lies_before_the_syn_is_no_retransmission() -> None:
     comparator.feed(Side.SECONDARY, [tcp(536883233, 179)], 3)
     comparator.feed(Side.PRIMARY, [tcp(0, 179, wire.FIN | wire.ACK)], 4)
     assert released(comparator) == []
+
+
+def test_what_the_secondary_said_before_its_syn_is_of_another_connection() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.feed(
+        Side.PRIMARY, [tcp(-22, 9, wire.SYN | wire.ACK), tcp(9, 9, wire.RST), tcp(-21, 9, payload=b"ab")], 1
+    )
+    before = [tcp(-21, 9, payload=b"ab" + bytes(28)), tcp(9, 9, wire.RST)]
+    comparator.feed(Side.SECONDARY, [*before, tcp(-268435462, 9, wire.SYN | wire.ACK)], 2)
+    assert released(comparator) == [0]
