@@ -157,8 +157,9 @@ class Comparator:
     def __init__(self, **options: Unpack[ComparatorOptions]) -> None:
         config = ffi.new("struct colo_config *")
         lib.colo_config_default(config)
-        fill_comparator(config, "Comparator", options)
+        rules = fill_comparator(config, "Comparator", options)
         handle = lib.colo_comparator_create(config)
+        del rules  # the C core has its own copy
         if handle == ffi.NULL:
             raise errors.MisuseError(f"Comparator: unusable configuration (or no memory): {options}")
         self._c = ffi.gc(handle, lib.colo_comparator_destroy)

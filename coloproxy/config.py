@@ -8,6 +8,7 @@ from typing import Any, Final, TypedDict
 
 from coloproxy import errors
 from coloproxy.events import FrameClass
+from coloproxy.rules import NO_RULES, Rules, fill_rules
 
 __all__ = ["DEFAULT_PASS", "ComparatorOptions", "fill", "fill_comparator"]
 
@@ -31,6 +32,7 @@ class ComparatorOptions(TypedDict, total=False):
         keep_gap: whether secondary frames read between STOP and RESUME are taken as the new epoch's (True) or
             dropped (False, safe on any link).
         hash_seed: of the flow table; a secret one where clients are hostile.
+        rules: of the operator's, see :mod:`coloproxy.rules`; the first that fits decides, pass_classes where none does.
     """
 
     max_flows: int | None
@@ -44,6 +46,7 @@ class ComparatorOptions(TypedDict, total=False):
     pass_classes: Iterable[FrameClass]
     keep_gap: bool
     hash_seed: int | None
+    rules: Rules
 
 
 def fill(config: Any, owner: str, given: dict[str, int | None]) -> None:
@@ -60,8 +63,12 @@ def fill(config: Any, owner: str, given: dict[str, int | None]) -> None:
                 raise errors.MisuseError(f"{owner}: {name}={value} is out of range") from error
 
 
-def fill_comparator(config: Any, owner: str, options: ComparatorOptions) -> None:
-    """Sets a `struct colo_config` that holds the defaults. Raises MisuseError as `fill` does."""
-    numbers: dict[str, Any] = {name: value for name, value in options.items() if name != "pass_classes"}
+def fill_comparator(config: Any, owner: str, options: ComparatorOptions) -> object:
+    """Sets a `struct colo_config` that holds the defaults; what it points to lives as long as what is returned.
+
+    Raises MisuseError as `fill` does.
+    """
+    numbers: dict[str, Any] = {name: value for name, value in options.items() if name not in ("pass_classes", "rules")}
     fill(config, owner, numbers)
     config.pass_classes = sum(1 << member for member in set(options.get("pass_classes", DEFAULT_PASS)))
+    return fill_rules(config, options.get("rules", NO_RULES))

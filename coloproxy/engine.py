@@ -115,8 +115,9 @@ class Engine:
         fill(config, "Engine", own)
         config.vnet_hdr = vnet_hdr
         config.comparator.hash_seed = secrets.randbits(64)
-        fill_comparator(config.comparator, "Engine", options)
+        rules = fill_comparator(config.comparator, "Engine", options)
         handle = lib.colo_engine_create(config)
+        del rules  # the C core has its own copy
         if handle == ffi.NULL:
             raise errors.MisuseError(f"Engine: unusable configuration (or no memory): {own | dict(options)}")
         self._e: Any = ffi.gc(handle, lib.colo_engine_destroy)

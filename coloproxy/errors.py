@@ -4,6 +4,7 @@
 ColoproxyError
  +-- MisuseError         the caller broke a rule of the API, or gave an unusable option
  |    +-- AddressError   an ADDR that can't be used
+ |    +-- RulesError     a rules file that can't be used
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
  +-- LimitError          a limit given at creation is reached
@@ -23,6 +24,10 @@ class MisuseError(ColoproxyError):
 
 class AddressError(MisuseError):
     """An ADDR that can't be parsed, resolved, bound or reached."""
+
+
+class RulesError(MisuseError):
+    """A rules file that can't be read, or has a mistake."""
 
 
 class PeerError(ColoproxyError):

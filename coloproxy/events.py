@@ -78,6 +78,7 @@ class Reason(_Named):
     PASSED = 3
     STALE = 4
     DIVERGED = 5
+    IGNORED = 6
 
 
 class Cause(_Named):
@@ -98,6 +99,7 @@ class Cause(_Named):
     RST = 12
     MID_STREAM = 13
     LIMIT_FLOW_BYTES = 14
+    POLICY = 15
 
 
 def _check_enums() -> None:

@@ -9,6 +9,7 @@ from .address import Address
 from .checkpoint_actions import Timing
 from .engine import Engine
 from .errors import MisuseError
+from .rules import NO_RULES, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class CompareOptions:
     max_flows: int | None = None
     max_frames: int | None = None
     max_bytes: int | None = None
+    rules: Rules = NO_RULES
     timing: Timing = field(default_factory=Timing)
     out_redirector: str = "auto"
     stats_interval_s: float | None = None
@@ -65,4 +67,5 @@ class CompareOptions:
             max_flows=self.max_flows,
             max_frames=self.max_frames,
             max_bytes=self.max_bytes,
+            rules=self.rules,
         )

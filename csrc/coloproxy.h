@@ -67,6 +67,56 @@ const char *colo_class_name(int cls);
 
 typedef struct colo_comparator colo_comparator;
 
+/* What is done with the frames of a flow; R1 is in docs/comparison.md. */
+enum colo_policy {
+    COLO_POLICY_COMPARE = 0,
+    COLO_POLICY_PASS = 1,           /* the primary's leave at once, the secondary's copy is swallowed: R1 is given up */
+    COLO_POLICY_DROP_SECONDARY = 2, /* the secondary's prove nothing and are dropped unread; the primary's wait for a
+                                       commit, R1 (b), which is asked for at once */
+    COLO_POLICY_COUNT = 3,
+};
+
+enum { COLO_MAX_RULES = 256 };
+
+/* Fields of a colo_match that narrow it. */
+enum colo_match_field {
+    COLO_MATCH_CLASS = 1,
+    COLO_MATCH_PROTOCOL = 2,
+    COLO_MATCH_VM_PORT = 4,     /* TCP and UDP only, as the next */
+    COLO_MATCH_CLIENT_PORT = 8,
+    COLO_MATCH_VM = 16,         /* IP only, as the next */
+    COLO_MATCH_CLIENT = 32,
+    COLO_MATCH_VLAN = 64,
+};
+
+struct colo_port_range {
+    uint16_t first;
+    uint16_t last; /* included */
+};
+
+struct colo_prefix {
+    uint8_t family; /* 4 or 6 */
+    uint8_t bits;
+    uint8_t address[16]; /* IPv4 in the first 4 bytes */
+};
+
+/* Which flows a rule is about: those that fit in every field named in `has`. A zeroed one fits all. */
+struct colo_match {
+    uint8_t has;          /* bits of enum colo_match_field */
+    uint8_t protocol;     /* IP protocol */
+    uint16_t vlan;        /* one of the frame's VLAN ids */
+    uint32_t classes;     /* bit 1 << enum colo_class */
+    struct colo_port_range vm_port;
+    struct colo_port_range client_port;
+    struct colo_prefix vm;
+    struct colo_prefix client; /* or the multicast group that the VM sends to */
+};
+
+struct colo_rule {
+    struct colo_match match;
+    uint8_t action; /* enum colo_policy */
+};
+
 struct colo_config {
     uint32_t max_flows;       /* entries of the flow table; idle flows make room, see docs/comparison.md */
     uint32_t max_frames;      /* frames inside the comparator; each side may use half, and at half of that asks
@@ -80,6 +130,8 @@ struct colo_config {
     uint32_t pass_classes;    /* bit 1 << enum colo_class: released at once, the secondary's copy swallowed */
     uint8_t keep_gap;         /* secondary frames read between STOP and RESUME: 0 dropped (safe), 1 new epoch */
     uint64_t hash_seed;       /* of the flow table; random in production, fixed in tests */
+    const struct colo_rule *rules; /* the first that fits decides, pass_classes where none does; copied at creation */
+    uint32_t rules_count;     /* COLO_MAX_RULES at most */
 };
 
 /* Fills in the defaults that `coloproxy compare --help` states. */
@@ -107,10 +159,11 @@ enum colo_reason {
     COLO_REASON_MATCHED = 0,   /* the secondary said the same in this epoch: R1 (a) */
     COLO_REASON_COMMITTED = 1, /* a checkpoint covers it: R1 (b) */
     COLO_REASON_ALONE = 2,     /* there is no secondary: R1 (c) */
-    COLO_REASON_PASSED = 3,    /* its class is configured to pass */
+    COLO_REASON_PASSED = 3,    /* its class or a rule says that it passes */
     COLO_REASON_STALE = 4,     /* secondary output of an earlier epoch, or of one in doubt: R3 */
     COLO_REASON_DIVERGED = 5,  /* secondary output of a flow that waits for a checkpoint */
-    COLO_REASON_COUNT = 6,
+    COLO_REASON_IGNORED = 6,   /* secondary output that a rule says proves nothing */
+    COLO_REASON_COUNT = 7,
 };
 
 const char *colo_reason_name(int reason);
@@ -155,7 +208,8 @@ enum colo_cause {
     COLO_CAUSE_RST = 12,             /* one side resets the connection where the other goes on */
     COLO_CAUSE_MID_STREAM = 13,      /* the primary sent bytes before those that its flow was met with */
     COLO_CAUSE_LIMIT_FLOW_BYTES = 14,
-    COLO_CAUSE_COUNT = 15,           /* the arrays of colo_counters have room for 32 */
+    COLO_CAUSE_POLICY = 15,          /* a rule says that a frame may leave by a commit only */
+    COLO_CAUSE_COUNT = 16,           /* the arrays of colo_counters have room for 32 */
 };
 
 const char *colo_cause_name(int cause);
@@ -199,9 +253,9 @@ struct colo_counters {
     uint64_t frames_in[2];        /* by side */
     uint64_t bytes_in[2];
     uint64_t class_in[13];        /* primary frames by class */
-    uint64_t released[6];         /* primary frames by enum colo_reason */
+    uint64_t released[8];         /* primary frames by enum colo_reason */
     uint64_t released_bytes;
-    uint64_t discarded[6];        /* secondary frames by enum colo_reason */
+    uint64_t discarded[8];        /* secondary frames by enum colo_reason */
     uint64_t acks_lowered;        /* frames released with a lowered ACK number */
     uint64_t acks_emitted;        /* ACKs sent later for those */
     uint64_t compared_bytes;      /* payload bytes found equal */

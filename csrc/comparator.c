@@ -29,7 +29,8 @@ static bool makes_sense(const struct colo_config *config)
 {
     return config->max_flows > 0 && config->max_flows <= 1u << 24 && config->max_frames >= 2 &&
            config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
-           config->max_flow_bytes > 0 && config->reorder_frames > 0 && config->compare_timeout > 0 && config->reorder_window > 0;
+           config->max_flow_bytes > 0 && config->reorder_frames > 0 && config->compare_timeout > 0 &&
+           config->reorder_window > 0 && colo_policies_are_sane(config->rules, config->rules_count);
 }
 
 colo_comparator *colo_comparator_create(const struct colo_config *config)
@@ -45,7 +46,10 @@ colo_comparator *colo_comparator_create(const struct colo_config *config)
     c->mode = c->mode_before = COLO_MODE_ALONE;
     c->table = colo_table_create(config->max_flows, config->hash_seed);
     c->pool = colo_pool_create(config->max_frames + EMIT_SLACK);
-    if (!c->table || !c->pool) {
+    if (config->rules_count)
+        c->policies = colo_policies_create(config->rules, config->rules_count, config->hash_seed);
+    c->config.rules = NULL; /* the caller's */
+    if (!c->table || !c->pool || (config->rules_count && !c->policies)) {
         colo_comparator_destroy(c);
         return NULL;
     }
@@ -67,6 +71,7 @@ void colo_comparator_destroy(colo_comparator *c)
     colo_output_destroy(c);
     colo_pool_destroy(c->pool);
     colo_table_destroy(c->table);
+    colo_policies_destroy(c->policies);
     free(c);
 }
 
@@ -182,6 +187,24 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
     return flow;
 }
 
+static uint8_t policy_of(colo_comparator *c, const struct colo_flow_id *id)
+{
+    uint8_t by_class = c->config.pass_classes & 1u << id->cls ? COLO_POLICY_PASS : COLO_POLICY_COMPARE;
+
+    return c->policies ? colo_policies_find(c->policies, id, by_class) : by_class;
+}
+
+/*
+ * PROTECTED: a primary frame that no output of the secondary's can cover. It needs no flow: all frames of its flow wait
+ * like it, and leave together.
+ */
+static void hold_for_commit(colo_comparator *c, struct colo_rec *rec, const struct colo_flow_id *id)
+{
+    rec->judged = 1;
+    colo_held_add(c, rec);
+    colo_policy_wants_checkpoint(c, id);
+}
+
 /* PROTECTED: decides what becomes of a frame. */
 static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
 {
@@ -208,6 +231,7 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
 static void enter(colo_comparator *c, struct colo_rec *rec)
 {
     struct colo_packet packet;
+    uint8_t policy;
 
     if (c->mode == COLO_MODE_ALONE) {
         if (rec->side == COLO_PRIMARY)
@@ -217,20 +241,26 @@ static void enter(colo_comparator *c, struct colo_rec *rec)
         return;
     }
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (c->config.pass_classes & (1u << packet.id.cls)) {
+    policy = policy_of(c, &packet.id);
+    if (policy == COLO_POLICY_PASS) {
         if (rec->side == COLO_PRIMARY) {
             c->n.class_in[packet.id.cls]++;
             colo_output_release(c, rec, COLO_REASON_PASSED);
         } else {
             colo_output_discard(c, rec, COLO_REASON_PASSED);
         }
+    } else if (policy == COLO_POLICY_DROP_SECONDARY && rec->side == COLO_SECONDARY) {
+        colo_output_discard(c, rec, COLO_REASON_IGNORED);
     } else if (c->mode == COLO_MODE_STOPPED) {
         colo_list_push(&c->deferred, rec);
         count_in(c, rec);
     } else {
         if (rec->side == COLO_PRIMARY)
             c->n.class_in[packet.id.cls]++;
-        judge(c, rec, &packet);
+        if (policy == COLO_POLICY_DROP_SECONDARY)
+            hold_for_commit(c, rec, &packet.id);
+        else
+            judge(c, rec, &packet);
     }
 }
 
@@ -420,7 +450,9 @@ static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
     struct colo_flow *flow;
 
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (packet.id.cls != COLO_CLASS_TCP || !(flow = flow_of(c, &packet.id, make)))
+    if (packet.id.cls != COLO_CLASS_TCP || policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
+        return;
+    if (!(flow = flow_of(c, &packet.id, make)))
         return; /* without a flow it is met in mid-stream when it speaks again */
     take_over(rec, &packet);
     colo_tcp_absorb(c, flow, rec);

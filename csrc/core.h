@@ -3,6 +3,7 @@
  * core.h - the comparator's own state, and what its modules offer each other. Private to csrc/.
  *
  *   comparator.c  the public calls: limits, modes, epochs, time
+ *   policy.c      the operator's rules: which flows are compared at all
  *   tcp.c         one TCP frame arrives: generation of the connection, stream offsets, queues
  *   stream.c      compares the two streams of a flow
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
@@ -23,6 +24,7 @@
 #define COLO_CORE_H
 
 #include "flow.h"
+#include "policy.h"
 
 enum { COLO_EVENT_RING = 128 };
 
@@ -31,6 +33,7 @@ struct colo_emit; /* an emitted frame's bytes: output.c */
 struct colo_comparator {
     struct colo_config config;
     struct colo_table *table;
+    struct colo_policies *policies; /* NULL: no rules */
     struct colo_pool *pool;
     struct colo_list held[2];     /* by side, oldest first */
     struct colo_list deferred;    /* STOPPED: both sides, in order of arrival, unjudged */
@@ -122,6 +125,8 @@ void colo_output_destroy(colo_comparator *c);
 
 /* evidence.c */
 void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_event *because);
+/* A primary frame of that flow may leave by a commit only. */
+void colo_policy_wants_checkpoint(colo_comparator *c, const struct colo_flow_id *id);
 /* A limit refuses something: counts, says so once an epoch, wants a checkpoint. */
 void colo_limit_hit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow);
 /* The same before anything is refused, so without the count. */

@@ -48,6 +48,18 @@ void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_e
     c->n.checkpoints_wanted++;
 }
 
+void colo_policy_wants_checkpoint(colo_comparator *c, const struct colo_flow_id *id)
+{
+    struct colo_event event;
+
+    if (c->wanted)
+        return;
+    event = make(c, COLO_EVENT_WANT_CHECKPOINT, COLO_CAUSE_POLICY, NULL);
+    event.has_flow = 1;
+    event.flow = *id;
+    colo_want_checkpoint(c, COLO_CAUSE_POLICY, &event);
+}
+
 static void tell_limit(colo_comparator *c, uint8_t cause, const struct colo_flow *flow)
 {
     struct colo_event event;

@@ -33,6 +33,7 @@ const char *colo_reason_name(int reason)
     static const char *const names[COLO_REASON_COUNT] = {
         [COLO_REASON_MATCHED] = "matched", [COLO_REASON_COMMITTED] = "committed", [COLO_REASON_ALONE] = "alone",
         [COLO_REASON_PASSED] = "passed",   [COLO_REASON_STALE] = "stale",         [COLO_REASON_DIVERGED] = "diverged",
+        [COLO_REASON_IGNORED] = "ignored",
     };
     return reason >= 0 && reason < COLO_REASON_COUNT ? names[reason] : "unknown";
 }
@@ -55,6 +56,7 @@ const char *colo_cause_name(int cause)
         [COLO_CAUSE_LIMIT_FLOW_BYTES] = "limit-flow-bytes",
         [COLO_CAUSE_RST] = "rst",
         [COLO_CAUSE_MID_STREAM] = "mid-stream",
+        [COLO_CAUSE_POLICY] = "policy",
     };
     return cause >= 0 && cause < COLO_CAUSE_COUNT ? names[cause] : "unknown";
 }

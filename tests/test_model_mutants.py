@@ -7,7 +7,9 @@ begins with the rule that it breaks, as the oracle names it.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import wire
@@ -16,12 +18,15 @@ from conversation import Conversation, Dice, make_conversation
 from model.flow import SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
 from model.minimise import minimise
 from model.oracle import Oracle
-from model.packet import Packet, SynOptions
+from model.packet import PASSED_BY_DEFAULT, Key, Packet, SynOptions
+from model.rules import policy_of
 from model.run import Commit, Feed, Run, Step, Stop, Tick
 from model.toy import Item, Toy, Track
 from model.verdict import NEVER, Cause, Config, Diverged, Reason, Release, Violation, Want
 from strategies import seeded, spoil_one_byte, spoil_one_fin
 from world import World
+
+from coloproxy.rules import Match, Policy, PolicyRule, Rules
 
 # ------------------------------------------------------------------ the mutants, by the rule they break
 
@@ -376,6 +381,37 @@ class BlamesAnotherFlow(Toy):
                                               event.primary, event.secondary)  # fmt: skip
 
 
+class TakesTheLastRule(Toy):
+    """R1: the last rule that fits decides, not the first."""
+
+    def policy(self, key: Key) -> Policy:
+        return policy_of(Rules(self.config.rules.policies[::-1]), PASSED_BY_DEFAULT, key)
+
+
+class PassesWhatAPrefixAlmostFits(Toy):
+    """R1: the client's address is not looked at."""
+
+    def policy(self, key: Key) -> Policy:
+        rules = [replace(rule, match=replace(rule.match, client=None)) for rule in self.config.rules.policies]
+        return policy_of(Rules(tuple(rules)), PASSED_BY_DEFAULT, key)
+
+
+class TrustsWhatIsDropped(Toy):
+    """R1: what a rule says proves nothing is taken as proof."""
+
+    def policy(self, key: Key) -> Policy:
+        policy = super().policy(key)
+        return Policy.COMPARE if policy == Policy.DROP_SECONDARY else policy
+
+
+class WaitsAndDoesNotAsk(Toy):
+    """live: output that only a commit can cover is held, and no commit is asked for."""
+
+    def want(self, cause: Cause) -> None:
+        if cause != Cause.POLICY:
+            super().want(cause)
+
+
 class HasNoClock(Toy):
     """events: nothing ever waits too long."""
 
@@ -408,6 +444,21 @@ def different_options() -> list[Step]:
     path = wire.Path()
     ours, theirs = (wire.tcp(path, 9, 9, wire.SYN | wire.ACK, options=wire.Options(mss=mss)) for mss in (1460, 1400))
     return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
+
+
+RULED = Rules(
+    (
+        PolicyRule("one client", Policy.PASS, Match(client=ipaddress.ip_network("10.0.0.1/32"))),
+        PolicyRule("ours", Policy.DROP_SECONDARY, Match(protocol=17)),
+        PolicyRule("the rest", Policy.PASS, Match(protocol=17)),
+    )
+)
+
+
+def ruled() -> list[Step]:
+    """A datagram that both sides say, and that may leave by a commit only."""
+    frame = wire.udp(wire.Path(), b"abc")
+    return [Stop(0), Commit(1, 2), Feed(1, (frame,), 3), Feed(0, (frame,), 4), Stop(5), Commit(6, 6)]
 
 
 def silences() -> Iterable[list[Step]]:
@@ -457,6 +508,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
 
     yield play(different_options(), Config())
     yield play(a_reset(), Config())
+    yield play(ruled(), Config(rules=RULED))
     for schedule in silences():
         yield play(schedule, Config())
     for conversation in conversations():

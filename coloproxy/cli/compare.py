@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from coloproxy.compare import Compare
 from coloproxy.errors import ColoproxyError
 from coloproxy.lines import LineWriter
 from coloproxy.options import CompareOptions
+from coloproxy.rules import NO_RULES, load_rules
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,14 @@ def compare(
             "each is met exactly.",
         ),
     ] = 1000,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=RULES,
+            help="TOML file that says which flows are compared, pass, or wait for checkpoints; see docs/rules.md.",
+        ),
+    ] = None,
     checkpoint_period: Annotated[
         int,
         typer.Option(
@@ -236,6 +246,7 @@ def compare(
             max_flows=max_flows,
             max_frames=max_frames,
             max_bytes=max_bytes,
+            rules=NO_RULES if rules is None else load_rules(rules),
             timing=Timing(
                 checkpoint_delay_ms=checkpoint_period or ON_DEMAND_ONLY,
                 min_interval=min_checkpoint_interval * 1_000_000,

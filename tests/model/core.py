@@ -39,6 +39,7 @@ class Core:
             compare_timeout=config.compare_timeout,
             reorder_window=config.reorder_window,
             keep_gap=config.keep_gap,
+            rules=config.rules,
         )
         self.names: list[int] = []  # of the frames taken, by their number
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from coloproxy.rules import Policy
 from model.facts import PROTECTED, Facts
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, TcpFlow
 from model.packet import Key
@@ -53,6 +54,9 @@ class EventJudge(Facts):
         if event.cause in LIMIT_CAUSES:
             if event.cause not in self.limits:
                 raise Violation("events", f"{event}, but no event told of that limit")
+        elif event.cause == Cause.POLICY:
+            if not any(queue and self.policy(key) == Policy.DROP_SECONDARY for key, queue in self.queues.items()):
+                raise Violation("events", f"{event}, but no frame waits for a commit by the rules")
         elif event.cause in TIMEOUTS and not self.live:
             pass
         elif event.cause in TIMEOUTS:

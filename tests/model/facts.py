@@ -7,8 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from coloproxy.rules import Policy
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Segment, TcpFlow
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
+from model.rules import policy_of
 from model.verdict import Cause, Config, Diverged, Reason, Want
 
 ALONE, PROTECTED, STOPPED = "alone", "protected", "stopped"
@@ -68,6 +70,9 @@ class Facts:
         self.released: list[tuple[int, bytes, Reason]] = []
         self.emitted: list[bytes] = []
 
+    def policy(self, key: Key) -> Policy:
+        return policy_of(self.config.rules, self.passed, key)
+
     # ---- facts
 
     def fed(self, side: int, name: int, data: bytes, now: int) -> None:
@@ -76,7 +81,8 @@ class Facts:
         held = Held(name, side, data, packet, now)
         self.inside[name] = held
         self.history.append(held)
-        if packet.cls in self.passed:
+        policy = self.policy(packet.key)
+        if policy == Policy.PASS or (policy == Policy.DROP_SECONDARY and side == SECONDARY):
             return
         if side == PRIMARY:
             flow = self._flow(packet.key)

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 
 import wire
 
+from coloproxy.rules import Policy
 from model.events import EventJudge
 from model.facts import ALONE, PROTECTED, STOPPED, Held
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
@@ -60,7 +61,7 @@ class Oracle(EventJudge):
         del self.inside[action.name]
         self.gone.add(action.name)
         self.released.append((action.name, action.data, action.reason))
-        if held.packet.cls in self.passed:
+        if self.policy(held.packet.key) == Policy.PASS:
             self._unchanged(held, action)
             if action.reason != Reason.PASSED and self.mode != ALONE:
                 raise Violation("events", f"frame {action.name} passed for the reason {action.reason.name}")
@@ -88,6 +89,8 @@ class Oracle(EventJudge):
                 raise Violation("events", f"frame {action.name} released {action.reason.name} by a commit")
         elif self.mode == STOPPED:
             raise Violation("R1", f"frame {action.name} left while the VMs stood still")
+        elif self.policy(held.packet.key) == Policy.DROP_SECONDARY:
+            raise Violation("R1", f"frame {action.name} left, and by the rules nothing but a commit covers it")
         elif action.reason != Reason.MATCHED:
             raise Violation("R1", f"frame {action.name} released {action.reason.name}, but no commit covers it")
         elif self.strict:
@@ -236,19 +239,26 @@ class Oracle(EventJudge):
                 raise Violation("R2", f"frame {held.name} was not released by the commit that covers it")
             if self.mode == ALONE:
                 raise Violation("R2", f"frame {held.name} is still inside without a secondary")
-            if held.packet.cls in self.passed and self.mode != STOPPED:
+            policy = self.policy(held.packet.key)
+            if policy == Policy.PASS and self.mode != STOPPED:
                 raise Violation("live", f"frame {held.name} of class {held.packet.cls.name} did not pass")
+            if policy == Policy.DROP_SECONDARY and held.side == SECONDARY:
+                raise Violation("live", f"frame {held.name} proves nothing, and is kept")
 
     def _judge_progress(self) -> None:
         if self.limits & {Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES, Cause.LIMIT_FLOW_BYTES}:
             return  # the secondary's frames may have been thrown away: the checkpoint makes it good
         if self.mode == PROTECTED:
             for key, queue in self.queues.items():
-                if queue and key not in self.diverged and key not in self.renewed:
+                if queue and self.policy(key) == Policy.DROP_SECONDARY:
+                    if self.wanted is None:
+                        raise Violation("live", f"frame {queue[0].name} waits for a commit, and none is asked for")
+                elif queue and key not in self.diverged and key not in self.renewed:
                     self._judge_head(key, queue)
         if self.mode != STOPPED:
             for flow in self._tcp_flows():
-                if flow.key not in self.diverged and flow.key not in self.renewed:
+                compared = self.policy(flow.key) == Policy.COMPARE
+                if compared and flow.key not in self.diverged and flow.key not in self.renewed:
                     self._judge_told(flow)
 
     def _judge_head(self, key: Key, queue: deque[Held]) -> None:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import wire
 
+from coloproxy.rules import Policy
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
+from model.rules import policy_of
 from model.verdict import (
     NEVER,
     Action,
@@ -190,6 +192,9 @@ class Toy:
             else:
                 self.actions.append(Discard(item.name, Reason.PASSED))
             return
+        if item.side == SECONDARY and self.waits_for_commit(item.packet.key):
+            self.actions.append(Discard(item.name, Reason.IGNORED))
+            return
         track = self.track(item.packet.key)
         if item.side == PRIMARY:
             if isinstance(track.facts, TcpFlow):
@@ -205,7 +210,13 @@ class Toy:
             self.actions.append(Discard(item.name, Reason.ALONE))
 
     def passes(self, packet: Packet) -> bool:
-        return packet.cls in PASSED_BY_DEFAULT
+        return self.policy(packet.key) == Policy.PASS
+
+    def waits_for_commit(self, key: Key) -> bool:
+        return self.policy(key) == Policy.DROP_SECONDARY
+
+    def policy(self, key: Key) -> Policy:
+        return policy_of(self.config.rules, PASSED_BY_DEFAULT, key)
 
     def track(self, key: Key) -> Track:
         if key not in self.tracks:
@@ -221,6 +232,8 @@ class Toy:
             track.facts.say(item.side, item.segment)
         elif item.side == SECONDARY:
             track.facts.say(item.packet)
+        if self.mode == PROTECTED and self.waits_for_commit(item.packet.key):
+            self.want(Cause.POLICY)
         if item.side == SECONDARY:
             track.theirs.append(item)
             self.actions.append(Discard(item.name, Reason.MATCHED))
@@ -231,6 +244,8 @@ class Toy:
         if self.mode == STOPPED:
             return
         for track in self.tracks.values():
+            if self.waits_for_commit(track.facts.key):
+                continue
             if self.mode == PROTECTED:
                 self.look_for_divergence(track)
                 if not track.diverged:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from coloproxy.rules import NO_RULES, Rules
 from model.packet import Key
 
 NEVER = 2**63 - 1
@@ -20,6 +21,7 @@ class Reason(IntEnum):
     PASSED = 3
     STALE = 4
     DIVERGED = 5
+    IGNORED = 6
 
 
 class Cause(IntEnum):
@@ -38,6 +40,7 @@ class Cause(IntEnum):
     RST = 12
     MID_STREAM = 13
     LIMIT_FLOW_BYTES = 14
+    POLICY = 15
 
 
 TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT})
@@ -104,6 +107,7 @@ class Config:
     compare_timeout: int = 3_000_000_000
     reorder_window: int = 10_000_000
     keep_gap: bool = False
+    rules: Rules = NO_RULES
 
 
 class Subject(Protocol):
