@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's rules, row by row: what is compared, what passes, what waits for a commit; and the file they are in."""
+"""The operator's rules, row by row: what is compared, what passes, what waits for a commit; and their file."""
 
 from __future__ import annotations
 
@@ -308,10 +308,10 @@ BAD_TEXTS = {
         "[[policy]]\naction = 'pass'\n\n[[policy]]\naction = 'pass'\nport = 5",
         "rules:6: [[policy]] 2: port: unknown key",
     ),
-    "a port too high": ("[[policy]]\naction = 'pass'\nvm_port = 65536", "rules:3: [[policy]] 1: vm_port = 65536: not a "),
+    "a port too high": ("[[policy]]\naction = 'pass'\nvm_port = 65536", "rules:3: [[policy]] 1: vm_port = 65536: not "),
     "a port that is true": ("[[policy]]\naction = 'pass'\nvm_port = true", "rules:3: "),
     "an empty range": ("[[policy]]\naction = 'pass'\nclient_port = '9-8'", "rules:3: "),
-    "a prefix with host bits": ("[[policy]]\naction = 'pass'\nclient = '10.0.0.1/8'", "rules:3: [[policy]] 1: client = "),
+    "a prefix with host bits": ("[[policy]]\naction = 'pass'\nclient = '10.0.0.1/8'", "rules:3: [[policy]] 1: client "),
     "a prefix that is none": ("[[policy]]\naction = 'pass'\nvm = 'example.org'", "rules:3: "),
     "an unknown class": ("[[policy]]\naction = 'pass'\nclass = ['tcp', 'quic']", "rules:3: [[policy]] 1: class = "),
     "no class": ("[[policy]]\naction = 'pass'\nclass = []", "rules:3: "),
@@ -333,10 +333,10 @@ def test_a_mistake_is_told_with_its_place(what: str) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: FilePath) -> None:
-    with pytest.raises(RulesError, match="no such|No such"):
+    with pytest.raises(RulesError, match=r"none\.toml: .*No such file"):
         load_rules(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xff'")
-    with pytest.raises(RulesError, match="latin.toml"):
+    with pytest.raises(RulesError, match=r"latin\.toml"):
         load_rules(tmp_path / "latin.toml")
 
 
