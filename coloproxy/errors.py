@@ -7,6 +7,7 @@ ColoproxyError
  |    +-- RulesError     a rules file that can't be used
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
+ +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)
 """
@@ -36,6 +37,22 @@ class PeerError(ColoproxyError):
 
 class QmpError(PeerError):
     """QEMU refused a command, answered nonsense, or did not answer in time."""
+
+
+class CaptureError(ColoproxyError):
+    """A packet capture that can't be read or used.
+
+    Attributes:
+        path: the file.
+        packet: number of the packet in it, from 1 as Wireshark counts; None: the file as a whole.
+        what: what is wrong.
+    """
+
+    def __init__(self, path: object, packet: int | None, what: str) -> None:
+        super().__init__(f"{path}: {what}" if packet is None else f"{path}: packet {packet}: {what}")
+        self.path = str(path)
+        self.packet = packet
+        self.what = what
 
 
 class LimitError(ColoproxyError):
