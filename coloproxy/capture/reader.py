@@ -11,7 +11,6 @@ from types import TracebackType
 from coloproxy.capture import pcap, pcapng
 from coloproxy.capture.frame import CapturedFrame
 from coloproxy.capture.stream import open_stream
-from coloproxy.errors import CaptureError
 
 __all__ = ["CaptureReader", "read_capture"]
 
