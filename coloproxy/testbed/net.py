@@ -51,18 +51,18 @@ class Network:
 
     def connect_tap(self, namespace: str) -> None:
         """Put the VM's TAP on the bridge of its host: from now on it takes part in the client network."""
-        _batch(namespace, [f"link set {TAP} master br0"])
+        batch(namespace, [f"link set {TAP} master br0"])
 
     def disconnect_tap(self, namespace: str) -> None:
         """Take the VM's TAP off the bridge of its host."""
-        _batch(namespace, [f"link set {TAP} nomaster"])
+        batch(namespace, [f"link set {TAP} nomaster"])
 
     def set_link(self, namespace: str, *, up: bool) -> None:
         """Cut the replication link at one host, or mend it."""
         lines = [f"link set link0 {'up' if up else 'down'}"]
         if up and namespace == self.primary:
             lines.append(tcg.quickack_route(_LINK_SUBNET, "link0"))
-        _batch(namespace, lines)
+        batch(namespace, lines)
 
 
 @contextlib.contextmanager
@@ -76,17 +76,17 @@ def network(name: str, *, vnet_hdr: bool) -> Iterator[Network]:
     made = Network(f"{name}-primary", f"{name}-secondary", f"{name}-client", f"{name}-switch")
     try:
         for namespace in made.namespaces:
-            _ip(["netns", "add", namespace])
-        _batch(made.switch, _switch(made))
-        _batch(made.client, _client())
-        _batch(made.primary, [*_host(LINK_PRIMARY, vnet_hdr), f"link set {TAP} master br0"])
-        _batch(made.secondary, _host(LINK_SECONDARY, vnet_hdr))
-        _batch(made.primary, [tcg.quickack_route(_LINK_SUBNET, "link0")])
+            ip(["netns", "add", namespace])
+        batch(made.switch, _switch(made))
+        batch(made.client, _client())
+        batch(made.primary, [*_host(LINK_PRIMARY, vnet_hdr), f"link set {TAP} master br0"])
+        batch(made.secondary, _host(LINK_SECONDARY, vnet_hdr))
+        batch(made.primary, [tcg.quickack_route(_LINK_SUBNET, "link0")])
         yield made
     finally:
         for namespace in made.namespaces:
             with contextlib.suppress(NetworkError):
-                _ip(["netns", "delete", namespace])
+                ip(["netns", "delete", namespace])
 
 
 def _switch(made: Network) -> list[str]:
@@ -136,11 +136,13 @@ def _bridge() -> list[str]:
     ]
 
 
-def _batch(namespace: str, lines: Sequence[str]) -> None:
-    _ip(["-n", namespace, "-batch", "-"], "".join(f"{line}\n" for line in lines))
+def batch(namespace: str, lines: Sequence[str]) -> None:
+    """Run lines of ip(8) inside a namespace, in one child process.  Raises NetworkError, with the line that failed."""
+    ip(["-n", namespace, "-batch", "-"], "".join(f"{line}\n" for line in lines))
 
 
-def _ip(arguments: Sequence[str], stdin: str = "") -> None:
+def ip(arguments: Sequence[str], stdin: str = "") -> None:
+    """Run ip(8).  Raises NetworkError."""
     argv = ["ip", *arguments]
     try:
         done = subprocess.run(
