@@ -94,6 +94,9 @@ class Counters:
     acks_lowered: int
     acks_emitted: int
     compared_bytes: int
+    datagrams_reassembled: int
+    fragments_dropped: int
+    fragments_waiting: tuple[int, int]
     divergences: dict[Cause, int]
     limits: dict[Cause, int]
     checkpoints_wanted: int
@@ -123,6 +126,9 @@ def counters_from_native(n: Any) -> Counters:
         acks_lowered=n.acks_lowered,
         acks_emitted=n.acks_emitted,
         compared_bytes=n.compared_bytes,
+        datagrams_reassembled=n.datagrams_reassembled,
+        fragments_dropped=n.fragments_dropped,
+        fragments_waiting=(n.fragments_waiting[0], n.fragments_waiting[1]),
         divergences={member: n.divergences[member] for member in Cause},
         limits={member: n.limits[member] for member in Cause},
         checkpoints_wanted=n.checkpoints_wanted,

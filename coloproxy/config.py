@@ -25,6 +25,7 @@ class ComparatorOptions(TypedDict, total=False):
         max_bytes: bytes of those frames; each side may use half.
         max_flow_frames: unmatched frames of one side of one flow.
         max_flow_bytes: bytes of those frames.
+        max_fragments: fragments of one side that wait for the rest of their datagram.
         reorder_frames: how many unmatched datagrams of a flow a match is looked for among.
         compare_timeout: ns a frame may wait for the other side before a checkpoint is wanted.
         reorder_window: ns after which a datagram that other output has overtaken is a difference.
@@ -40,6 +41,7 @@ class ComparatorOptions(TypedDict, total=False):
     max_bytes: int | None
     max_flow_frames: int | None
     max_flow_bytes: int | None
+    max_fragments: int | None
     reorder_frames: int | None
     compare_timeout: int | None
     reorder_window: int | None

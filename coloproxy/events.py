@@ -100,6 +100,7 @@ class Cause(_Named):
     MID_STREAM = 13
     LIMIT_FLOW_BYTES = 14
     POLICY = 15
+    LIMIT_FRAGMENTS = 16
 
 
 def _check_enums() -> None:

@@ -31,6 +31,7 @@ class CompareOptions:
     max_queue_size: int | None = None
     max_flow_bytes: int | None = None
     max_flows: int | None = None
+    max_fragments: int | None = None
     max_frames: int | None = None
     max_bytes: int | None = None
     rules: Rules = NO_RULES
@@ -65,6 +66,7 @@ class CompareOptions:
             max_flow_frames=self.max_queue_size,
             max_flow_bytes=self.max_flow_bytes,
             max_flows=self.max_flows,
+            max_fragments=self.max_fragments,
             max_frames=self.max_frames,
             max_bytes=self.max_bytes,
             rules=self.rules,

@@ -124,6 +124,7 @@ struct colo_config {
     uint64_t max_bytes;       /* bytes of those frames, the same way */
     uint32_t max_flow_frames; /* unmatched frames of one side of one flow */
     uint64_t max_flow_bytes;  /* bytes of those frames */
+    uint32_t max_fragments;   /* of one side that wait for the rest of their datagram */
     uint32_t reorder_frames;  /* datagrams: how far a match is looked for */
     int64_t compare_timeout;  /* ns a frame may wait for the other side before a checkpoint is wanted */
     int64_t reorder_window;   /* ns: datagrams that other output has overtaken for so long are a difference */
@@ -209,7 +210,8 @@ enum colo_cause {
     COLO_CAUSE_MID_STREAM = 13,      /* the primary sent bytes before those that its flow was met with */
     COLO_CAUSE_LIMIT_FLOW_BYTES = 14,
     COLO_CAUSE_POLICY = 15,          /* a rule says that a frame may leave by a commit only */
-    COLO_CAUSE_COUNT = 16,           /* the arrays of colo_counters have room for 32 */
+    COLO_CAUSE_LIMIT_FRAGMENTS = 16,
+    COLO_CAUSE_COUNT = 17,           /* the arrays of colo_counters have room for 32 */
 };
 
 const char *colo_cause_name(int cause);
@@ -261,6 +263,9 @@ struct colo_counters {
     uint64_t compared_bytes;      /* payload bytes found equal */
     uint64_t divergences[32];     /* by enum colo_cause */
     uint64_t limits[32];          /* refusals, by enum colo_cause */
+    uint64_t datagrams_reassembled; /* of both sides */
+    uint64_t fragments_dropped;   /* of the secondary, whose datagram never became whole */
+    uint64_t fragments_waiting[2]; /* now, by side */
     uint64_t checkpoints_wanted;
     uint64_t commits;
     uint64_t aborts;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "load.h"
 
 enum { EMIT_SLACK = 4096 }; /* records for frames of our own, beyond max_frames */
 
@@ -17,6 +18,7 @@ void colo_config_default(struct colo_config *config)
         .max_bytes = (uint64_t)256 << 20,
         .max_flow_frames = 16384,
         .max_flow_bytes = (uint64_t)32 << 20,
+        .max_fragments = 8192,
         .reorder_frames = 64,
         .compare_timeout = (int64_t)3000 * 1000000,
         .reorder_window = (int64_t)20 * 1000000,
@@ -29,8 +31,9 @@ static bool makes_sense(const struct colo_config *config)
 {
     return config->max_flows > 0 && config->max_flows <= 1u << 24 && config->max_frames >= 2 &&
            config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
-           config->max_flow_bytes > 0 && config->reorder_frames > 0 && config->compare_timeout > 0 &&
-           config->reorder_window > 0 && colo_policies_are_sane(config->rules, config->rules_count);
+           config->max_flow_bytes > 0 && config->max_fragments > 0 && config->reorder_frames > 0 &&
+           config->compare_timeout > 0 && config->reorder_window > 0 &&
+           colo_policies_are_sane(config->rules, config->rules_count);
 }
 
 colo_comparator *colo_comparator_create(const struct colo_config *config)
@@ -46,14 +49,26 @@ colo_comparator *colo_comparator_create(const struct colo_config *config)
     c->mode = c->mode_before = COLO_MODE_ALONE;
     c->table = colo_table_create(config->max_flows, config->hash_seed);
     c->pool = colo_pool_create(config->max_frames + EMIT_SLACK);
+    c->fragments = colo_fragments_create(config->max_fragments, config->hash_seed);
     if (config->rules_count)
         c->policies = colo_policies_create(config->rules, config->rules_count, config->hash_seed);
     c->config.rules = NULL; /* the caller's */
-    if (!c->table || !c->pool || (config->rules_count && !c->policies)) {
+    if (!c->table || !c->pool || !c->fragments || (config->rules_count && !c->policies)) {
         colo_comparator_destroy(c);
         return NULL;
     }
     return c;
+}
+
+/* Datagrams that are held have memory of their own. */
+static void retire_held_groups(colo_comparator *c)
+{
+    for (int side = 0; side < 2; side++)
+        for (struct colo_rec *rec = c->held[side].head; rec; rec = rec->link.next)
+            if (rec->group && !rec->group->dissolved) {
+                rec->group->dissolved = 1;
+                colo_output_retire_group(c, rec->group);
+            }
 }
 
 void colo_comparator_destroy(colo_comparator *c)
@@ -68,7 +83,9 @@ void colo_comparator_destroy(colo_comparator *c)
         c->debts_free = debt->next;
         free(debt);
     }
+    retire_held_groups(c);
     colo_output_destroy(c);
+    colo_fragments_destroy(c->fragments);
     colo_pool_destroy(c->pool);
     colo_table_destroy(c->table);
     colo_policies_destroy(c->policies);
@@ -81,8 +98,8 @@ static void count_in(colo_comparator *c, const struct colo_rec *rec)
 {
     uint64_t frames, bytes;
 
-    c->n.held_frames[rec->side]++;
-    c->n.held_bytes[rec->side] += rec->len;
+    c->n.held_frames[rec->side] += colo_rec_frames(rec);
+    c->n.held_bytes[rec->side] += colo_rec_bytes(rec);
     frames = c->n.held_frames[0] + c->n.held_frames[1];
     bytes = c->n.held_bytes[0] + c->n.held_bytes[1];
     if (frames > c->n.held_frames_peak)
@@ -93,16 +110,16 @@ static void count_in(colo_comparator *c, const struct colo_rec *rec)
 
 static void count_out(colo_comparator *c, const struct colo_rec *rec)
 {
-    c->n.held_frames[rec->side]--;
-    c->n.held_bytes[rec->side] -= rec->len;
+    c->n.held_frames[rec->side] -= colo_rec_frames(rec);
+    c->n.held_bytes[rec->side] -= colo_rec_bytes(rec);
 }
 
 void colo_held_add(colo_comparator *c, struct colo_rec *rec)
 {
     colo_list_push(&c->held[rec->side], rec);
     if (rec->flow) {
-        rec->flow->held[rec->side]++;
-        rec->flow->held_bytes[rec->side] += rec->len;
+        rec->flow->held[rec->side] += colo_rec_frames(rec);
+        rec->flow->held_bytes[rec->side] += colo_rec_bytes(rec);
     }
     count_in(c, rec);
 }
@@ -110,8 +127,8 @@ void colo_held_add(colo_comparator *c, struct colo_rec *rec)
 static void leave_flow_count(const struct colo_rec *rec)
 {
     if (rec->flow) {
-        rec->flow->held[rec->side]--;
-        rec->flow->held_bytes[rec->side] -= rec->len;
+        rec->flow->held[rec->side] -= colo_rec_frames(rec);
+        rec->flow->held_bytes[rec->side] -= colo_rec_bytes(rec);
     }
 }
 
@@ -126,7 +143,7 @@ bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const s
 {
     if (flow->held[rec->side] >= c->config.max_flow_frames)
         colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_FRAMES, flow);
-    else if (flow->held[rec->side] && flow->held_bytes[rec->side] + rec->len > c->config.max_flow_bytes)
+    else if (flow->held[rec->side] && flow->held_bytes[rec->side] + colo_rec_bytes(rec) > c->config.max_flow_bytes)
         colo_limit_hit(c, COLO_CAUSE_LIMIT_FLOW_BYTES, flow);
     else
         return false;
@@ -187,11 +204,12 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
     return flow;
 }
 
+/* Fragments have no ports to go by: rules are asked about their datagram, once it is whole. */
 static uint8_t policy_of(colo_comparator *c, const struct colo_flow_id *id)
 {
     uint8_t by_class = c->config.pass_classes & 1u << id->cls ? COLO_POLICY_PASS : COLO_POLICY_COMPARE;
 
-    return c->policies ? colo_policies_find(c->policies, id, by_class) : by_class;
+    return c->policies && id->cls != COLO_CLASS_FRAGMENT ? colo_policies_find(c->policies, id, by_class) : by_class;
 }
 
 /*
@@ -227,24 +245,14 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
     }
 }
 
-/* A record in no list, by the mode. */
-static void enter(colo_comparator *c, struct colo_rec *rec)
+/* A record in no list, PROTECTED or STOPPED. */
+static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
 {
-    struct colo_packet packet;
-    uint8_t policy;
+    uint8_t policy = policy_of(c, &packet->id);
 
-    if (c->mode == COLO_MODE_ALONE) {
-        if (rec->side == COLO_PRIMARY)
-            colo_output_release(c, rec, COLO_REASON_ALONE);
-        else
-            colo_output_discard(c, rec, COLO_REASON_ALONE);
-        return;
-    }
-    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    policy = policy_of(c, &packet.id);
     if (policy == COLO_POLICY_PASS) {
         if (rec->side == COLO_PRIMARY) {
-            c->n.class_in[packet.id.cls]++;
+            c->n.class_in[packet->id.cls]++;
             colo_output_release(c, rec, COLO_REASON_PASSED);
         } else {
             colo_output_discard(c, rec, COLO_REASON_PASSED);
@@ -256,12 +264,39 @@ static void enter(colo_comparator *c, struct colo_rec *rec)
         count_in(c, rec);
     } else {
         if (rec->side == COLO_PRIMARY)
-            c->n.class_in[packet.id.cls]++;
-        if (policy == COLO_POLICY_DROP_SECONDARY)
-            hold_for_commit(c, rec, &packet.id);
+            c->n.class_in[packet->id.cls]++;
+        if (packet->id.cls == COLO_CLASS_FRAGMENT && !rec->group)
+            colo_fragment_enter(c, rec, packet);
+        else if (policy == COLO_POLICY_DROP_SECONDARY)
+            hold_for_commit(c, rec, &packet->id);
         else
-            judge(c, rec, &packet);
+            judge(c, rec, packet);
     }
+}
+
+void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec)
+{
+    struct colo_packet packet;
+
+    colo_parse(rec->data, rec->len, 0, &packet);
+    packet.tcp_auth = 1; /* its ACK number lies in one of several frames: never lowered */
+    enter_parsed(c, rec, &packet);
+}
+
+/* A record in no list, by the mode. */
+static void enter(colo_comparator *c, struct colo_rec *rec)
+{
+    struct colo_packet packet;
+
+    if (c->mode == COLO_MODE_ALONE) {
+        if (rec->side == COLO_PRIMARY)
+            colo_output_release(c, rec, COLO_REASON_ALONE);
+        else
+            colo_output_discard(c, rec, COLO_REASON_ALONE);
+        return;
+    }
+    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    enter_parsed(c, rec, &packet);
 }
 
 /* Each side may fill half, so that neither can keep the other's frames out. */
@@ -384,6 +419,7 @@ void colo_comparator_tick(colo_comparator *c, int64_t now)
     if (c->mode != COLO_MODE_PROTECTED)
         return;
     colo_datagram_expire(c);
+    colo_fragment_expire(c);
     for (int side = 0; side < 2; side++) {
         const struct colo_rec *rec = c->held[side].head;
 
@@ -431,16 +467,21 @@ static void forget_flow_state(struct colo_flow *flow)
         flow->u.tcp.renewed = 1;
 }
 
-/* Secondary frames that were judged before the stop are of the old epoch, whatever the clock says. */
-static void discard_judged(colo_comparator *c)
+/*
+ * A frame leaves that is perhaps a fragment, of a datagram that was not put together. If it was TCP, its flow does not
+ * know what the primary has sent there. The first fragment tells the ports.
+ */
+static void forget_fragmented(colo_comparator *c, const struct colo_rec *rec)
 {
-    struct colo_rec *rec;
+    struct colo_packet packet;
 
-    while ((rec = colo_list_pop(&c->held[COLO_SECONDARY]))) {
-        count_out(c, rec);
-        unlink_from_flow(rec);
-        colo_output_discard(c, rec, COLO_REASON_STALE);
-    }
+    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    if (packet.id.cls != COLO_CLASS_FRAGMENT || packet.id.protocol != 6 || packet.fragment_at || packet.body_len < 4)
+        return;
+    packet.id.cls = COLO_CLASS_TCP;
+    packet.id.sport = colo_load16(rec->data + packet.body);
+    packet.id.dport = colo_load16(rec->data + packet.body + 2);
+    forget_flow_state(flow_of(c, &packet.id, false));
 }
 
 /* A deferred primary frame that leaves unjudged. `make`: a flow for it is worth having. */
@@ -450,12 +491,54 @@ static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
     struct colo_flow *flow;
 
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    if (packet.id.cls == COLO_CLASS_FRAGMENT)
+        forget_fragmented(c, rec);
     if (packet.id.cls != COLO_CLASS_TCP || policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
         return;
     if (!(flow = flow_of(c, &packet.id, make)))
         return; /* without a flow it is met in mid-stream when it speaks again */
     take_over(rec, &packet);
     colo_tcp_absorb(c, flow, rec);
+}
+
+static void flush_frame(colo_comparator *c, struct colo_rec *rec, int64_t cut, uint8_t reason, struct colo_list *rest)
+{
+    if (rec->time >= cut)
+        colo_list_push(rest, rec);
+    else if (rec->side == COLO_PRIMARY)
+        colo_output_release(c, rec, reason);
+    else
+        colo_output_discard(c, rec, reason == COLO_REASON_COMMITTED ? COLO_REASON_STALE : reason);
+}
+
+/* The frames go, each by its own time; nothing that was found out about their datagrams counts any more. */
+static void flush_group(colo_comparator *c, struct colo_group *group, int64_t cut, uint8_t reason, struct colo_list *rest)
+{
+    struct colo_rec *frame;
+
+    if (group->dissolved)
+        return;
+    group->dissolved = 1;
+    while ((frame = group->frames.head)) {
+        colo_flow_list_remove(&group->frames, frame);
+        flush_frame(c, frame, cut, reason, rest);
+    }
+    colo_output_retire_group(c, group);
+}
+
+/* Secondary frames that were judged before the stop are of the old epoch, whatever the clock says. */
+static void discard_judged(colo_comparator *c)
+{
+    struct colo_rec *rec;
+
+    while ((rec = colo_list_pop(&c->held[COLO_SECONDARY]))) {
+        count_out(c, rec);
+        unlink_from_flow(rec);
+        if (rec->group)
+            flush_group(c, rec->group, NEVER, COLO_REASON_COMMITTED, NULL);
+        else
+            colo_output_discard(c, rec, COLO_REASON_STALE);
+    }
 }
 
 /*
@@ -468,27 +551,29 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
     struct colo_rec *rec;
 
     c->deferred = (struct colo_list){NULL, NULL};
+    colo_fragment_forget_all(c);
     while (c->overtaken) /* first of all: a flow whose frames have left may be evicted by `absorb` */
         colo_datagram_forget(c, c->overtaken);
     append(&all, &c->held[COLO_PRIMARY]);
     append(&all, &c->held[COLO_SECONDARY]);
     while ((rec = colo_list_pop(&all)) || (rec = colo_list_pop(&deferred))) {
-        bool old = rec->time < (rec->side == COLO_PRIMARY ? cut_p : cut_s);
+        int64_t cut = rec->side == COLO_PRIMARY ? cut_p : cut_s;
+        bool old = rec->time < cut;
 
         count_out(c, rec);
         if (!rec->judged && rec->side == COLO_PRIMARY && old)
             absorb(c, rec, reason == COLO_REASON_COMMITTED);
+        else if (!rec->flow && !rec->group && rec->side == COLO_PRIMARY && old)
+            forget_fragmented(c, rec);
         if (rec->flow && rec->side == COLO_PRIMARY && rec->flow->id.cls == COLO_CLASS_TCP && old)
             colo_ack_note_released(c, rec->flow, rec);
         if (!old)
             forget_flow_state(rec->flow);
         unlink_from_flow(rec);
-        if (!old)
-            colo_list_push(rest, rec);
-        else if (rec->side == COLO_PRIMARY)
-            colo_output_release(c, rec, reason);
+        if (rec->group)
+            flush_group(c, rec->group, cut, reason, rest);
         else
-            colo_output_discard(c, rec, reason == COLO_REASON_COMMITTED ? COLO_REASON_STALE : reason);
+            flush_frame(c, rec, cut, reason, rest);
     }
     colo_ack_pay_all(c, reason);
 }
@@ -571,6 +656,8 @@ void colo_comparator_counters(const colo_comparator *c, struct colo_counters *ou
 {
     *out = c->n;
     out->flows = colo_table_count(c->table);
+    for (int side = 0; side < 2; side++)
+        out->fragments_waiting[side] = colo_fragments_waiting(c->fragments, side);
     out->flows_evicted = colo_table_evicted(c->table);
     out->epoch = c->epoch;
     out->mode = c->mode;

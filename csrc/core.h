@@ -8,6 +8,8 @@
  *   stream.c      compares the two streams of a flow
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
  *   datagram.c    everything that is not TCP: a bag per flow
+ *   fragment.c    fragments, until their datagram is whole
+ *   group.c       a datagram of several frames
  *   output.c      records on their way out: actions
  *   evidence.c    events: what differed, and the one wish for a checkpoint of an epoch
  *
@@ -24,6 +26,8 @@
 #define COLO_CORE_H
 
 #include "flow.h"
+#include "fragment.h"
+#include "group.h"
 #include "policy.h"
 
 enum { COLO_EVENT_RING = 128 };
@@ -35,6 +39,8 @@ struct colo_comparator {
     struct colo_table *table;
     struct colo_policies *policies; /* NULL: no rules */
     struct colo_pool *pool;
+    struct colo_fragments *fragments;
+    struct colo_group *groups_retired; /* whose frames have left in this call */
     struct colo_list held[2];     /* by side, oldest first */
     struct colo_list deferred;    /* STOPPED: both sides, in order of arrival, unjudged */
     struct colo_list out;         /* actions */
@@ -67,6 +73,8 @@ void colo_held_add(colo_comparator *c, struct colo_rec *rec);
 void colo_held_remove(colo_comparator *c, struct colo_rec *rec);
 /* The flow already holds all it may of that side (`rec` is not counted yet): says which limit. */
 bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec);
+/* PROTECTED: a datagram that fragment.c has put together, in no list. */
+void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec);
 /* Brings a flow's state into the present epoch. */
 void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
 
@@ -113,12 +121,14 @@ void colo_datagram_expire(colo_comparator *c);
 void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow);
 void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow);
 
-/* output.c: a record that is in no list leaves. */
+/* output.c: a record that is in no list leaves; one with a group is gone with the caller's next call. */
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 /* Queues a copy of a frame of our own; false: no memory. */
 bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t reason);
 size_t colo_output_fetch(colo_comparator *c, struct colo_action *out, size_t cap);
+/* The group's frames have gone, or go, by another way than their datagrams. */
+void colo_output_retire_group(colo_comparator *c, struct colo_group *group);
 /* The bytes of emitted frames that have been fetched may go. */
 void colo_output_retire(colo_comparator *c);
 void colo_output_destroy(colo_comparator *c);

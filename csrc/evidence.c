@@ -159,6 +159,13 @@ void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cau
     bool is_secondary = rec && rec->side == COLO_SECONDARY;
     int64_t offset = 0;
 
+    if (rec && !flow) { /* held without one: a fragment, or for want of room */
+        struct colo_packet packet;
+
+        colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+        event.has_flow = 1;
+        event.flow = packet.id;
+    }
     if (rec && flow && flow->id.cls == COLO_CLASS_TCP) {
         const struct colo_tcp *tcp = &flow->u.tcp;
 

@@ -54,6 +54,7 @@ const char *colo_cause_name(int cause)
         [COLO_CAUSE_LIMIT_FLOWS] = "limit-flows",
         [COLO_CAUSE_LIMIT_FLOW_FRAMES] = "limit-flow-frames",
         [COLO_CAUSE_LIMIT_FLOW_BYTES] = "limit-flow-bytes",
+        [COLO_CAUSE_LIMIT_FRAGMENTS] = "limit-fragments",
         [COLO_CAUSE_RST] = "rst",
         [COLO_CAUSE_MID_STREAM] = "mid-stream",
         [COLO_CAUSE_POLICY] = "policy",

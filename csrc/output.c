@@ -13,8 +13,33 @@ struct colo_emit {
     uint8_t data[]; /* COLO_DEBT_BYTES at most */
 };
 
+void colo_output_retire_group(colo_comparator *c, struct colo_group *group)
+{
+    group->next_retired = c->groups_retired; /* records of it may still be looked at in this call */
+    c->groups_retired = group;
+}
+
+/* A datagram has left: with the last of its group's the frames leave. */
+static void leave_group(colo_comparator *c, struct colo_group *group, uint8_t reason,
+                        void (*leave)(colo_comparator *, struct colo_rec *, uint8_t))
+{
+    struct colo_rec *frame;
+
+    if (++group->left < group->datagrams_count)
+        return;
+    while ((frame = group->frames.head)) {
+        colo_flow_list_remove(&group->frames, frame);
+        leave(c, frame, reason);
+    }
+    colo_output_retire_group(c, group);
+}
+
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
 {
+    if (rec->group) {
+        leave_group(c, rec->group, reason, colo_output_release);
+        return;
+    }
     rec->kind = COLO_RELEASE;
     rec->reason = reason;
     c->n.released[reason]++;
@@ -24,6 +49,10 @@ void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reaso
 
 void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
 {
+    if (rec->group) {
+        leave_group(c, rec->group, reason, colo_output_discard);
+        return;
+    }
     rec->kind = COLO_DISCARD;
     rec->reason = reason;
     c->n.discarded[reason]++;
@@ -98,10 +127,16 @@ static void free_all(struct colo_emit **list)
 void colo_output_retire(colo_comparator *c)
 {
     free_all(&c->emit_retired);
+    while (c->groups_retired) {
+        struct colo_group *group = c->groups_retired;
+
+        c->groups_retired = group->next_retired;
+        colo_group_destroy(group);
+    }
 }
 
 void colo_output_destroy(colo_comparator *c)
 {
-    free_all(&c->emit_retired);
+    colo_output_retire(c);
     free_all(&c->emit_ready);
 }

@@ -214,6 +214,10 @@ static bool parse_ipv4(struct cursor *c, struct colo_packet *out)
     fragment = colo_load16(p + 6) & 0x3fff; /* more-fragments flag and offset */
     if (fragment) {
         out->tag = fragment;
+        out->ip_id = colo_load16(p + 4);
+        out->fragment_at = (fragment & 0x1fff) * 8;
+        out->more = (fragment & 0x2000) != 0;
+        out->l4 = c->at;
         body_is_rest(out, c, COLO_CLASS_FRAGMENT);
         return true;
     }
@@ -223,7 +227,7 @@ static bool parse_ipv4(struct cursor *c, struct colo_packet *out)
 static bool parse_ipv6(struct cursor *c, struct colo_packet *out)
 {
     const uint8_t *p = c->data + c->at;
-    uint32_t length;
+    uint32_t length, next_at = c->at + 6; /* where the next header is named */
     int extensions;
 
     if (left(c) < 40 || p[0] >> 4 != 6)
@@ -240,7 +244,7 @@ static bool parse_ipv6(struct cursor *c, struct colo_packet *out)
     c->end = c->at + length;
 
     for (extensions = 0; extensions < MAX_EXTENSIONS; extensions++) {
-        uint32_t size;
+        uint32_t size, fragment;
 
         p = c->data + c->at;
         switch (out->id.protocol) {
@@ -259,8 +263,17 @@ static bool parse_ipv6(struct cursor *c, struct colo_packet *out)
         case PROTO_FRAGMENT:
             if (left(c) < 8)
                 return false;
+            fragment = colo_load16(p + 2);
+            size = 8;
+            if ((fragment & 0xfff9) == 0) /* offset 0 and no more to come: RFC 6946 */
+                break;
             out->id.protocol = p[0];
-            out->tag = colo_load16(p + 2) | 0x10000u;
+            out->tag = fragment | 0x10000u;
+            out->ip_id = colo_load32(p + 4);
+            out->fragment_at = fragment & 0xfff8;
+            out->more = fragment & 1;
+            out->next_at = next_at;
+            out->l4 = c->at;
             c->at += 8;
             body_is_rest(out, c, COLO_CLASS_FRAGMENT);
             return true;
@@ -270,6 +283,7 @@ static bool parse_ipv6(struct cursor *c, struct colo_packet *out)
         if (size > left(c))
             return false;
         out->id.protocol = p[0];
+        next_at = c->at;
         c->at += size;
     }
     return false;

@@ -3,7 +3,7 @@
  * parse.h - one frame, decoded once into host order.
  *
  * Understands Ethernet II and 802.3, up to two VLAN tags (802.1Q, 802.1ad), IPv4, IPv6 with extension headers, TCP,
- * UDP, ICMP and ICMPv6. Whatever can't be parsed is of class MALFORMED and is compared as a whole, so parsing never
+ * UDP, ICMP and ICMPv6. An IPv6 fragment that is the whole datagram (RFC 6946) is none. Whatever can't be parsed is of class MALFORMED and is compared as a whole, so parsing never
  * fails: there is no frame that the comparator can't judge.
  */
 #ifndef COLO_PARSE_H
@@ -33,12 +33,16 @@ struct colo_packet {
     uint32_t body;     /* what is compared: TCP and UDP payload, other IP payload, or the whole frame */
     uint32_t body_len;
     uint32_t hole;     /* offset in the body of two bytes that are not compared (a checksum), or UINT32_MAX */
-    uint32_t tag;      /* must be equal too: fragment offset and flag */
+    uint32_t tag;      /* must be equal too: of a fragment offset and flag */
+    uint32_t ip_id;    /* FRAGMENT: which datagram it belongs to */
+    uint32_t fragment_at; /* ... and where in that datagram's payload, in bytes */
+    uint32_t next_at;  /* ... IPv6: offset of the byte that announces the fragment header; l4 is that header's offset */
     uint32_t seq;      /* TCP */
     uint32_t ack;
     uint16_t csum;
     uint8_t tcp_flags;
     uint8_t tcp_auth;  /* carries an MD5 or AO option: can't be altered */
+    uint8_t more;      /* FRAGMENT: not the last one */
     uint8_t csum_partial; /* the virtio-net header says that the checksum is completed later */
     struct colo_syn_options syn;
 };

@@ -13,6 +13,7 @@
 #include "parse.h"
 
 struct colo_flow;
+struct colo_group;
 struct colo_rec;
 
 struct colo_link {
@@ -29,6 +30,7 @@ struct colo_rec {
     struct colo_link link;
     struct colo_link flow_link;
     struct colo_flow *flow;   /* NULL: not (yet) in a flow */
+    struct colo_group *group; /* a datagram that is not one frame: group.h. Else NULL */
     const uint8_t *data;
     uint64_t cookie;
     int64_t time;             /* when it was read */

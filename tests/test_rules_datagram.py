@@ -252,17 +252,6 @@ OTHERS: dict[str, list[Row]] = {
         (p_raw(wire.ip(Path(), wire.UDP, bytes.fromhex("0035003500640000") + b"abc")), ""),
         (s_raw(wire.ip(Path(), wire.UDP, bytes.fromhex("0035003500640000") + b"abc")), "p1"),
     ],
-    "fragments, piece by piece": [
-        (p_raw(wire.ip(Path(), wire.UDP, b"12345678", fragment=0x2000)), ""),
-        (p_raw(wire.ip(Path(), wire.UDP, b"9", fragment=0x0001)), ""),
-        (s_raw(wire.ip(Path(), wire.UDP, b"12345678", fragment=0x2000)), "p1"),
-        (s_raw(wire.ip(Path(), wire.UDP, b"9", fragment=0x0001)), "p2"),
-    ],
-    "a fragment's place binds": [
-        (p_raw(wire.ip(Path(), wire.UDP, b"12345678", fragment=0x2001)), ""),
-        (s_raw(wire.ip(Path(), wire.UDP, b"12345678", fragment=0x2002)), ""),
-        (s_raw(wire.ip(Path(), wire.UDP, b"12345678", fragment=0x2001)), "p1"),
-    ],
 }
 
 CASES = [pytest.param(rows, id=name) for group in (UDP, OTHERS) for name, rows in group.items()]

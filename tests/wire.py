@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 TCP, UDP, ICMP, ICMP6, IGMP, GRE, SCTP = 6, 17, 1, 58, 2, 47, 132
@@ -112,6 +113,52 @@ def ip(path: Path, protocol: int, body: bytes, noise: Noise = QUIET, fragment: i
     first = path.extensions[0] if path.extensions else protocol
     head = struct.pack("!IHBB", 6 << 28 | noise.tos << 20, len(chain) + len(body), first, noise.ttl)
     return ethernet(0x86DD, head + path.vm + path.client + chain + body, path)
+
+
+def fragments(
+    frame: bytes, cuts: tuple[int, ...], ident: int = 77, *, also: bytes = b"", reserved: int = 0
+) -> list[bytes]:
+    """Cuts an IP frame's payload at `cuts` (multiples of 8) into fragments, in order. No cuts: one atomic fragment
+    (IPv6). `also`: IPv6 extension headers of the frame that stay before the fragment header, as their protocol numbers.
+    """
+    at = 14
+    while frame[at - 2 : at] in (b"\x81\x00", b"\x88\xa8"):
+        at += 4
+    if frame[at] >> 4 == 4:
+        start = at + (frame[at] & 15) * 4
+        end = at + int.from_bytes(frame[at + 2 : at + 4], "big")
+    else:
+        start, end = at + 40, at + 40 + int.from_bytes(frame[at + 4 : at + 6], "big")
+    next_at = at + 6
+    for _ in also:
+        next_at, start = start, start + (frame[start + 1] + 1) * 8
+    body = frame[start:end]
+    points = [0, *cuts, len(body)]
+    return [
+        _fragment(frame[:start], at, next_at, body[low:high], low, high < len(body), ident, reserved)
+        for low, high in pairwise(points)
+    ]
+
+
+def _fragment(
+    head: bytes, at: int, next_at: int, piece: bytes, low: int, more: bool, ident: int, reserved: int = 0
+) -> bytes:
+    out = bytearray(head)
+    if head[at] >> 4 == 4:
+        struct.pack_into("!HHH", out, at + 2, len(head) - at + len(piece), ident & 0xFFFF, more << 13 | low // 8)
+        out[at + 10 : at + 12] = b"\0\0"
+        out[at + 10 : at + 12] = struct.pack("!H", checksum(bytes(out[at:])))
+        return bytes(out) + piece
+    out[next_at] = 44
+    struct.pack_into("!H", out, at + 4, len(head) - at - 40 + 8 + len(piece))
+    return bytes(out) + struct.pack("!BBHI", head[next_at], 0, low | reserved << 1 | more, ident) + piece
+
+
+def fragment(frame: bytes, low: int, high: int, more: bool, ident: int = 77) -> bytes:
+    """One fragment with bytes [low, high) of an IP frame's payload, whatever its length says."""
+    at = 14
+    start = at + ((frame[at] & 15) * 4 if frame[at] >> 4 == 4 else 40)
+    return _fragment(frame[:start], at, at + 6, frame[start + low : start + high], low, more, ident)
 
 
 def pseudo_header(path: Path, protocol: int, length: int) -> bytes:

@@ -197,6 +197,16 @@ def compare(
             help="Flows; idle ones make room: closed ones first, then half-open ones. About 450 bytes each.",
         ),
     ] = None,
+    max_fragments: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=LIMITS,
+            help="Fragments of one side that wait for the rest of their datagram. More of the secondary's push out the "
+            "oldest; more of the primary's wait for a checkpoint.",
+        ),
+    ] = None,
     max_frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Frames held, both sides together.")
     ] = None,
@@ -244,6 +254,7 @@ def compare(
             max_queue_size=max_queue_size,
             max_flow_bytes=max_flow_bytes,
             max_flows=max_flows,
+            max_fragments=max_fragments,
             max_frames=max_frames,
             max_bytes=max_bytes,
             rules=NO_RULES if rules is None else load_rules(rules),

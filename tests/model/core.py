@@ -35,6 +35,7 @@ class Core:
             max_bytes=config.max_bytes,
             max_flow_frames=config.max_flow_frames,
             max_flow_bytes=config.max_flow_bytes,
+            max_fragments=config.max_fragments,
             reorder_frames=config.reorder_frames,
             compare_timeout=config.compare_timeout,
             reorder_window=config.reorder_window,

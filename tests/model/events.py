@@ -15,6 +15,7 @@ LIMIT_CAUSES = {
     Cause.LIMIT_FLOWS,
     Cause.LIMIT_FLOW_FRAMES,
     Cause.LIMIT_FLOW_BYTES,
+    Cause.LIMIT_FRAGMENTS,
 }
 
 
@@ -138,6 +139,9 @@ class EventJudge(Facts):
         for queue in self.queues.values():
             if queue and queue[0].time <= latest:
                 raise Violation("events", f"frame {queue[0].name} has waited too long, and no checkpoint is wanted")
+        for held in self._waiting_fragments(PRIMARY):
+            if held.time <= latest:
+                raise Violation("events", f"fragment {held.name} has waited too long, and no checkpoint is wanted")
         for held in self.unanswered:
             if held.time <= latest and self._is_unanswered(held):
                 raise Violation("events", f"frame {held.name} of the secondary's was never answered, and no checkpoint "

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from coloproxy.rules import Policy
+from coloproxy.rules import Policy, Rules
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Segment, TcpFlow
+from model.fragments import Reassembly
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
 from model.rules import policy_of
 from model.verdict import Cause, Config, Diverged, Reason, Want
@@ -25,6 +26,8 @@ class Held:
     time: int
     segment: Segment | None = None
     committed: bool = False
+    whole: Held | None = None  # a fragment's datagram, once all of it has come
+    frames: list[Held] = field(default_factory=list)  # that such a datagram came in
 
 
 class Facts:
@@ -43,8 +46,10 @@ class Facts:
         self.before_stop = ALONE
         self.flows: dict[Key, TcpFlow | DatagramFlow] = {}
         self.queues: dict[Key, deque[Held]] = defaultdict(deque)  # the primary's frames, in order
+        self.reassembly: tuple[Reassembly[Held], Reassembly[Held]] = (Reassembly(config.max_fragments), Reassembly())
         self.inside: dict[int, Held] = {}  # every frame that has not come back
         self.gone: set[int] = set()
+        self.leaving: deque[Held] = deque()  # fragments whose datagram has begun to leave
         self.renewed: set[Key] = set()  # see _forget_renewed
         self.gap: list[Held] = []  # read while stopped: their epoch is not known yet
         self.unanswered: list[Held] = []  # the secondary's, of this epoch, perhaps not yet said by the primary
@@ -71,7 +76,10 @@ class Facts:
         self.emitted: list[bytes] = []
 
     def policy(self, key: Key) -> Policy:
-        return policy_of(self.config.rules, self.passed, key)
+        rules = (
+            Rules() if key.cls == Cls.FRAGMENT else self.config.rules
+        )  # they are asked about the datagram, once whole
+        return policy_of(rules, self.passed, key)
 
     # ---- facts
 
@@ -84,15 +92,61 @@ class Facts:
         policy = self.policy(packet.key)
         if policy == Policy.PASS or (policy == Policy.DROP_SECONDARY and side == SECONDARY):
             return
-        if side == PRIMARY:
-            flow = self._flow(packet.key)
-            if isinstance(flow, TcpFlow) and self.mode != ALONE:
-                held.segment = flow.place(PRIMARY, packet)
-            self.queues[packet.key].append(held)
+        if side == PRIMARY and packet.cls != Cls.FRAGMENT:
+            self._queue(held)
         if self.mode == STOPPED:
             self.gap.append(held)
         elif self.mode == PROTECTED:
             self._say(held)
+
+    def _queue(self, held: Held) -> None:
+        flow = self._flow(held.packet.key)
+        if isinstance(flow, TcpFlow) and self.mode != ALONE:
+            held.segment = flow.place(PRIMARY, held.packet)
+        self.queues[held.packet.key].append(held)
+
+    def _take_fragment(self, held: Held) -> None:
+        """It waits, or completes a datagram, which takes its place in its flow when it is whole."""
+        done = self.reassembly[held.side].add(held)
+        if done is None:
+            return
+        data, frames = done
+        packet = replace(parse(data), auth=True)  # the ACK number lies in one of several frames
+        whole = Held(held.name, held.side, data, packet, held.time, frames=frames)
+        for frame in frames:
+            frame.whole = whole
+        policy = self.policy(packet.key)
+        if policy == Policy.PASS or (policy == Policy.DROP_SECONDARY and held.side == SECONDARY):
+            return
+        if held.side == PRIMARY:
+            self._queue(whole)
+        self._say_whole(whole)
+
+    def _waiting_fragments(self, side: int) -> list[Held]:
+        """Those whose datagram is not whole; not what was read while stopped."""
+        return [h for h in self.inside.values() if h.side == side and h.packet.cls == Cls.FRAGMENT
+                and h.packet.cls not in self.passed and h.whole is None and h not in self.gap]  # fmt: skip
+
+    def _commit_fragments(self, resumed: int, gap: list[Held]) -> list[Held]:
+        """Fragments go each by its own time. Returns the primary's that no commit covers, for the new epoch."""
+        for queue in self.queues.values():
+            for whole in [h for h in queue if h.frames and h.time >= resumed]:
+                queue.remove(whole)
+                for frame in whole.frames:
+                    frame.whole = None
+        waiting = [held for held in self._waiting_fragments(PRIMARY) if held not in gap]
+        for held in waiting:
+            held.committed = held.time < resumed
+            if held.committed:
+                self._forget_fragmented(held)
+        return [held for held in waiting if not held.committed]
+
+    def _forget_fragmented(self, held: Held) -> None:
+        """What was never whole may have been TCP: an implementation does not know what was covered."""
+        key = held.packet.key
+        self.renewed |= {
+            k for k in self.flows if k.cls == Cls.TCP and (k.vlans, k.src, k.dst) == (key.vlans, key.src, key.dst)
+        }
 
     def refused(self, side: int, now: int) -> None:
         """The implementation took fewer frames of `side` than it was offered."""
@@ -116,7 +170,12 @@ class Facts:
             self.flows = {}
         for held in gap:
             if held.side == PRIMARY and held.time < resumed:
-                self._say(held)
+                if held.packet.cls == Cls.FRAGMENT:
+                    held.committed = True
+                    self._forget_fragmented(held)
+                else:
+                    self._say(held)
+        again = self._commit_fragments(resumed, gap)
         for queue in self.queues.values():
             for held in queue:
                 held.committed |= held.time < resumed
@@ -125,6 +184,8 @@ class Facts:
         self._forget_renewed()
         self.mode = PROTECTED
         self._new_epoch(now)
+        for held in again:
+            self._say(held)
         for held in gap:
             if held.time >= resumed or (held.side == SECONDARY and self.config.keep_gap):
                 self._say(held)
@@ -143,7 +204,7 @@ class Facts:
         self._step(now)
         if self._compared:
             for held in self.gap:
-                if held.side == PRIMARY:
+                if held.side == PRIMARY and held.packet.cls != Cls.FRAGMENT:
                     self._say(held)
         self.gap = []
         self.mode = ALONE
@@ -168,6 +229,7 @@ class Facts:
         self.was_refused = False
         latest = now - self.config.compare_timeout
         held = any(h.time <= latest for queue in self.queues.values() for h in queue)
+        held = held or any(h.time <= latest for h in self._waiting_fragments(PRIMARY))
         owed = any(t <= latest for f in self._tcp_flows() for i in f.incarnations.values() for _, t in i.owed)
         theirs = any(h.time <= latest and (h.name in self.inside or self._is_unanswered(h)) for h in self.unanswered)
         self.overdue = {
@@ -185,6 +247,8 @@ class Facts:
         self.timed_out = None
         self.limits = set()
         self.unanswered = []
+        for side in self.reassembly:
+            side.clear()
 
     def _flow(self, key: Key) -> TcpFlow | DatagramFlow:
         if key not in self.flows:
@@ -195,6 +259,12 @@ class Facts:
         return (flow for flow in self.flows.values() if isinstance(flow, TcpFlow))
 
     def _say(self, held: Held) -> None:
+        if held.packet.cls == Cls.FRAGMENT:
+            self._take_fragment(held)
+        else:
+            self._say_whole(held)
+
+    def _say_whole(self, held: Held) -> None:
         flow = self._flow(held.packet.key)
         if isinstance(flow, TcpFlow):
             if held.segment is None:

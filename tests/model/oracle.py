@@ -26,20 +26,26 @@ from coloproxy.rules import Policy
 from model.events import EventJudge
 from model.facts import ALONE, PROTECTED, STOPPED, Held
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
-from model.packet import Key, Packet, parse
-from model.verdict import Action, Cause, Discard, Emit, Event, Reason, Release, Violation, Want
+from model.packet import Cls, Key, Packet, parse
+from model.verdict import Action, Cause, Discard, Emit, Event, Limit, Reason, Release, Violation, Want
 
 
 class Oracle(EventJudge):
     def observe(self, actions: Iterable[Action], events: Iterable[Event]) -> None:
         """What the implementation did in answer to the last fact."""
+        events = list(events)
+        told = self.limits | {event.cause for event in events if isinstance(event, Limit)}
         for action in actions:
+            if self.leaving and not (isinstance(action, Release) and action.name == self.leaving[0].name):
+                raise Violation("R4", f"{action} came before fragment {self.leaving[0].name} of the same datagram")
             if isinstance(action, Release):
                 self._judge_release(action)
             elif isinstance(action, Discard):
-                self._judge_discard(action)
+                self._judge_discard(action, told)
             elif self.strict:
                 self._judge_emit(action)
+        if self.leaving:
+            raise Violation("R2", f"fragment {self.leaving[0].name} stayed behind when its datagram left")
         for event in sorted(events, key=lambda event: isinstance(event, Want)):  # reasons first
             self._judge_event(event)
         self._judge_limits()
@@ -66,6 +72,31 @@ class Oracle(EventJudge):
             if action.reason != Reason.PASSED and self.mode != ALONE:
                 raise Violation("events", f"frame {action.name} passed for the reason {action.reason.name}")
             return
+        if held.packet.cls == Cls.FRAGMENT:
+            self._judge_fragment(held, action)
+        else:
+            self._judge_datagram(held, action)
+
+    def _judge_fragment(self, held: Held, action: Release) -> None:
+        """A datagram's fragments leave together, in order of arrival; those of none leave uncompared only."""
+        self._unchanged(held, action)
+        if held.whole is None:
+            self._judge_reason(held, action)
+            return
+        whole = held.whole
+        if self.leaving:
+            self.leaving.popleft()
+        elif whole.frames[0] is not held:
+            raise Violation("R4", f"fragment {held.name} overtook fragment {whole.frames[0].name} of its datagram")
+        else:
+            self.leaving = deque(whole.frames[1:])
+            action = Release(held.name, whole.data, action.reason)
+            if self.policy(whole.packet.key) != Policy.PASS:
+                self._judge_datagram(whole, action)
+            elif action.reason != Reason.PASSED:
+                raise Violation("events", f"datagram {held.name} passed for the reason {action.reason.name}")
+
+    def _judge_datagram(self, held: Held, action: Release) -> None:
         queue = self.queues[held.packet.key]
         if queue[0] is not held:
             raise Violation("R4", f"frame {action.name} overtook frame {queue[0].name} of its flow")
@@ -97,6 +128,8 @@ class Oracle(EventJudge):
             self._judge_match(held, action)
 
     def _judge_match(self, held: Held, action: Release) -> None:
+        if held.packet.cls == Cls.FRAGMENT and not held.frames:
+            raise Violation("R1", f"fragment {action.name} left, and its datagram is not whole")
         flow = self._flow(held.packet.key)
         told = self.diverged.get(held.packet.key) if held.packet.key in self.settled_divergence else None
         if told is not None and told.cause != Cause.RST and not held.packet.pure_ack:
@@ -167,13 +200,20 @@ class Oracle(EventJudge):
         if not held.packet.rst:
             inc.released_end = segment.end if inc.released_end is None else max(inc.released_end, segment.end)
 
-    def _judge_discard(self, action: Discard) -> None:
+    def _judge_discard(self, action: Discard, told: set[Cause]) -> None:
         held = self.inside.pop(action.name, None)
         if held is None:
             raise Violation("R4", f"frame {action.name} was given back, but it is not inside")
         self.gone.add(action.name)
         if held.side != SECONDARY:
             raise Violation("R2", f"frame {action.name} of the primary was discarded")
+        if held.packet.cls == Cls.FRAGMENT:
+            since = self.reassembly[SECONDARY].since(held)
+            if since is None:
+                return
+            if self.live and self.now - since < self.config.compare_timeout and Cause.LIMIT_FRAGMENTS not in told:
+                raise Violation("live", f"fragment {action.name} was dropped while its datagram could become whole")
+            self.reassembly[SECONDARY].remove(held)
 
     def _judge_emit(self, action: Emit) -> None:
         frame = action.data
@@ -239,14 +279,14 @@ class Oracle(EventJudge):
                 raise Violation("R2", f"frame {held.name} was not released by the commit that covers it")
             if self.mode == ALONE:
                 raise Violation("R2", f"frame {held.name} is still inside without a secondary")
-            policy = self.policy(held.packet.key)
+            policy = self.policy((held.whole or held).packet.key)
             if policy == Policy.PASS and self.mode != STOPPED:
                 raise Violation("live", f"frame {held.name} of class {held.packet.cls.name} did not pass")
             if policy == Policy.DROP_SECONDARY and held.side == SECONDARY:
                 raise Violation("live", f"frame {held.name} proves nothing, and is kept")
 
     def _judge_progress(self) -> None:
-        if self.limits & {Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES, Cause.LIMIT_FLOW_BYTES}:
+        if self.limits & {Cause.LIMIT_FLOWS, Cause.LIMIT_FLOW_FRAMES, Cause.LIMIT_FLOW_BYTES, Cause.LIMIT_FRAGMENTS}:
             return  # the secondary's frames may have been thrown away: the checkpoint makes it good
         if self.mode == PROTECTED:
             for key, queue in self.queues.items():

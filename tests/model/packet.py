@@ -61,7 +61,11 @@ class Packet:
     body: bytes  # TCP and UDP: the payload; ICMP: all but its checksum; other IP: the IP payload; else the frame
     l3: int = 0
     l4: int = 0
-    tag: int = 0  # FRAGMENT: where in its datagram it belongs
+    tag: int = 0  # FRAGMENT: where in its datagram it belongs, and whether it is the last
+    ident: int = 0  # FRAGMENT: of which datagram
+    start: int = 0  # FRAGMENT: of its bytes in the datagram's payload
+    more: bool = False  # FRAGMENT: not the last
+    head: bytes = b""  # FRAGMENT: all before the payload, as it would be were it no fragment; lengths are not right
     seq: int = 0
     ack: int = 0
     flags: int = 0
@@ -161,7 +165,11 @@ def _ipv4(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool
     where = (at + vnet, at + vnet + header)
     if fragment:
         key = Key(Cls.FRAGMENT, 4, protocol, ETHERTYPE_IPV4, vlans, src, dst)
-        return Packet(key, body, *where, tag=fragment)
+        (ident,) = struct.unpack_from("!H", packet, 4)
+        head = packet[:4] + bytes(4) + packet[8:10] + b"\0\0" + packet[12:header]
+        return Packet(
+            key, body, *where, fragment, ident, (fragment & 0x1FFF) * 8, fragment >> 13 == 1, data[:at] + head
+        )
     pseudo = src + dst + struct.pack("!BBH", 0, protocol, len(body))
     return _transport(4, protocol, vlans, src, dst, body, pseudo, where, checksum_ok, partial)
 
@@ -174,19 +182,26 @@ def _ipv6(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool
         raise _BadFrameError
     src, dst, protocol = packet[8:24], packet[24:40], packet[6]
     body = packet[40 : 40 + length]
-    extensions = 0
+    extensions, next_at = 0, 6
     while protocol in (0, 43, 60, 51, 44):
         if extensions == 8:
             raise _BadFrameError
         extensions += 1
         _need(body, 12 if protocol == 51 else 8)
+        here = 40 + length - len(body)
         if protocol == 44:
-            key = Key(Cls.FRAGMENT, 6, body[0], ETHERTYPE_IPV6, vlans, src, dst)
-            tag = struct.unpack_from("!H", body, 2)[0] | 0x10000
-            return Packet(key, body[8:], at + vnet, at + vnet + 40 + length - len(body) + 8, tag=tag)
-        size = (body[1] + 2) * 4 if protocol == 51 else (body[1] + 1) * 8
+            word, ident = struct.unpack_from("!HI", body, 2)
+            if word & 0xFFF9:
+                key = Key(Cls.FRAGMENT, 6, body[0], ETHERTYPE_IPV6, vlans, src, dst)
+                head = bytearray(packet[:here])
+                head[next_at] = body[0]
+                return Packet(key, body[8:], at + vnet, at + vnet + here, word | 0x10000, ident, word & 0xFFF8,
+                              bool(word & 1), data[:at] + bytes(head))  # fmt: skip
+            size = 8  # RFC 6946: the whole datagram
+        else:
+            size = (body[1] + 2) * 4 if protocol == 51 else (body[1] + 1) * 8
         _need(body, size)
-        protocol, body = body[0], body[size:]
+        protocol, body, next_at = body[0], body[size:], here
     if extensions == 8:
         raise _BadFrameError
     pseudo = src + dst + struct.pack("!IHBB", len(body), 0, 0, protocol)

@@ -41,6 +41,7 @@ class Cause(IntEnum):
     MID_STREAM = 13
     LIMIT_FLOW_BYTES = 14
     POLICY = 15
+    LIMIT_FRAGMENTS = 16
 
 
 TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT})
@@ -103,6 +104,7 @@ class Config:
     max_bytes: int = 1 << 30
     max_flow_frames: int = 1 << 16
     max_flow_bytes: int = 1 << 30
+    max_fragments: int = 1 << 16
     reorder_frames: int = 64
     compare_timeout: int = 3_000_000_000
     reorder_window: int = 10_000_000
