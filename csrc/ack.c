@@ -273,7 +273,7 @@ void colo_ack_pay_all(colo_comparator *c, uint8_t reason)
         struct colo_debt *debt = c->debts;
         struct colo_tcp *tcp = &debt->flow->u.tcp;
 
-        if (tcp->p_ack > tcp->told && !tcp->renewed) /* an old connection's ACK would disturb the new one */
+        if (tcp->p_ack > tcp->told && !tcp->unsure)
             emit_ack(c, debt->flow, debt, tcp->p_ack, NULL, 0, reason);
         colo_ack_drop_debt(c, debt->flow);
     }

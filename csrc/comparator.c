@@ -440,8 +440,8 @@ static void append(struct colo_list *to, struct colo_list *from)
         colo_list_push(to, rec);
 }
 
-/* Takes a held record out of its flow; the flow forgets all its lists, for all its records leave. */
-static void unlink_from_flow(struct colo_rec *rec)
+/* Takes a held record out of its flow, which is returned; that forgets all its lists, for all its records leave. */
+static struct colo_flow *unlink_from_flow(struct colo_rec *rec)
 {
     struct colo_flow *flow = rec->flow;
 
@@ -449,12 +449,13 @@ static void unlink_from_flow(struct colo_rec *rec)
     rec->flow_link = (struct colo_link){NULL, NULL};
     rec->flow = NULL;
     if (!flow)
-        return;
+        return NULL;
     flow->p = flow->s = (struct colo_list){NULL, NULL};
     if (flow->id.cls == COLO_CLASS_TCP) {
         flow->u.tcp.unplaced = flow->u.tcp.later = (struct colo_list){NULL, NULL};
         flow->u.tcp.rst_rec = flow->u.tcp.first_data = NULL;
     }
+    return flow;
 }
 
 /*
@@ -464,7 +465,7 @@ static void unlink_from_flow(struct colo_rec *rec)
 static void forget_flow_state(struct colo_flow *flow)
 {
     if (flow && flow->id.cls == COLO_CLASS_TCP)
-        flow->u.tcp.renewed = 1;
+        flow->u.tcp.unsure = 1;
 }
 
 /*
@@ -541,6 +542,19 @@ static void discard_judged(colo_comparator *c)
     }
 }
 
+/* A primary frame leaves by a flush: its flow, if it was in one, still has to know what the primary has sent. */
+static void note_flushed(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec, bool make)
+{
+    if (!rec->judged)
+        absorb(c, rec, make);
+    else if (!flow && !rec->group)
+        forget_fragmented(c, rec);
+    else if (flow && flow->id.cls == COLO_CLASS_TCP && rec->later)
+        colo_tcp_absorb(c, flow, rec);
+    else if (flow && flow->id.cls == COLO_CLASS_TCP)
+        colo_ack_note_released(c, flow, rec);
+}
+
 /*
  * Empties the held and deferred lists: primary frames read before `cut_p` are released, secondary ones read before
  * `cut_s` discarded, both for `reason`; the others come back in `rest`, in order of arrival.
@@ -548,6 +562,7 @@ static void discard_judged(colo_comparator *c)
 static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reason, struct colo_list *rest)
 {
     struct colo_list all = {NULL, NULL}, deferred = c->deferred;
+    struct colo_flow *flow;
     struct colo_rec *rec;
 
     c->deferred = (struct colo_list){NULL, NULL};
@@ -561,15 +576,11 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
         bool old = rec->time < cut;
 
         count_out(c, rec);
-        if (!rec->judged && rec->side == COLO_PRIMARY && old)
-            absorb(c, rec, reason == COLO_REASON_COMMITTED);
-        else if (!rec->flow && !rec->group && rec->side == COLO_PRIMARY && old)
-            forget_fragmented(c, rec);
-        if (rec->flow && rec->side == COLO_PRIMARY && rec->flow->id.cls == COLO_CLASS_TCP && old)
-            colo_ack_note_released(c, rec->flow, rec);
         if (!old)
             forget_flow_state(rec->flow);
-        unlink_from_flow(rec);
+        flow = unlink_from_flow(rec);
+        if (old && rec->side == COLO_PRIMARY)
+            note_flushed(c, flow, rec, reason == COLO_REASON_COMMITTED);
         if (rec->group)
             flush_group(c, rec->group, cut, reason, rest);
         else

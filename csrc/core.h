@@ -82,7 +82,7 @@ void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
 void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow);
-/* A primary frame that was never judged leaves by a commit: the flow still has to know what the primary has sent. */
+/* A primary frame that was never placed leaves by a flush: the flow still has to know what the primary has sent. */
 void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 /* The flow has diverged or ended: what the secondary said of it is no longer needed. */
 void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t reason);

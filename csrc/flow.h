@@ -65,7 +65,7 @@ struct colo_tcp {
     uint8_t told_known;    /* told is valid */
     uint8_t rst_seen;      /* the secondary sent an RST in this epoch */
     uint8_t rst_matched;   /* ... and so did the primary */
-    uint8_t renewed;       /* `later` is in use: a new connection follows this one */
+    uint8_t unsure;        /* to be forgotten with this epoch: what the primary had sent at its end isn't known */
     uint8_t ranges;        /* how many of `range` are in use */
     int64_t origin;        /* offset of the first payload byte, for people */
     int64_t match;         /* all before this offset is matched or committed */

@@ -55,6 +55,7 @@ struct colo_rec {
     uint8_t csum_partial;
     uint8_t judged;           /* by the rules of an epoch; deferred frames are not yet */
     uint8_t matched;          /* datagram: found on the other side */
+    uint8_t later;            /* primary TCP: of a connection that follows the flow's present one; not yet placed */
     uint8_t own_numbers;      /* secondary TCP: placed by its own sequence numbers, not the primary's */
     uint8_t kind;             /* on its way out: enum colo_action_kind */
     uint8_t reason;           /* on its way out: enum colo_reason */

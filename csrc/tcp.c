@@ -73,7 +73,7 @@ void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow)
 
     if (!tcp->p_known)
         colo_table_set_standing(c->table, flow, COLO_FRESH);
-    if (!tcp->p_known || tcp->renewed || tcp->met_by_reset) { /* a reset's number says little of a stream */
+    if (!tcp->p_known || tcp->unsure || tcp->met_by_reset) { /* a reset's number says little of a stream */
         memset(tcp, 0, sizeof *tcp);
         return;
     }
@@ -242,6 +242,10 @@ static void note_sent(colo_comparator *c, struct colo_flow *flow, struct colo_re
         tcp->met_by_reset = is_reset;
     }
     rec->off = colo_seq_extend(tcp->p_base, tcp->p_high, rec->seq);
+    if (tcp->met_by_reset && !is_reset && distance(rec->off, 0) <= NEAR) {
+        tcp->met_by_reset = 0; /* its number was the stream's, but where the stream ends only this frame tells */
+        tcp->p_high = colo_stream_end(rec);
+    }
     if (!is_reset && colo_stream_end(rec) > tcp->p_high)
         tcp->p_high = colo_stream_end(rec);
     if (!is_reset && rec->tcp_flags & COLO_TCP_ACK)
@@ -280,7 +284,7 @@ static void arrive_primary(colo_comparator *c, struct colo_flow *flow, struct co
 
     if (tcp->later.head || (is_new_connection(tcp, rec) && flow->p.head)) {
         colo_flow_list_push(&tcp->later, rec);
-        tcp->renewed = 1;
+        rec->later = 1;
         return;
     }
     if (is_new_connection(tcp, rec))
@@ -307,7 +311,7 @@ static void check_reset(colo_comparator *c, struct colo_flow *flow)
 
 void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
-    if (flow->u.tcp.renewed)
+    if (flow->u.tcp.unsure)
         return;
     if (is_new_connection(&flow->u.tcp, rec))
         begin_generation(c, flow);
@@ -329,9 +333,9 @@ static void settle(colo_comparator *c, struct colo_flow *flow)
         if (flow->p.head || !later.head)
             return;
         flow->u.tcp.later = (struct colo_list){NULL, NULL};
-        flow->u.tcp.renewed = 0;
         while ((rec = later.head)) {
             colo_flow_list_remove(&later, rec);
+            rec->later = 0;
             arrive_primary(c, flow, rec);
         }
     }

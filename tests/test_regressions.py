@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import wire
 
-from coloproxy import Comparator, Released, Side
+from coloproxy import Comparator, Emitted, Released, Side
 
 PATH = wire.Path()
 
@@ -60,3 +60,33 @@ def test_what_the_secondary_said_before_its_syn_is_of_another_connection() -> No
     before = [tcp(-21, 9, payload=b"ab" + bytes(28)), tcp(9, 9, wire.RST)]
     comparator.feed(Side.SECONDARY, [*before, tcp(-268435462, 9, wire.SYN | wire.ACK)], 2)
     assert released(comparator) == [0]
+
+
+def emitted(comparator: Comparator) -> list[int]:
+    """Their sequence numbers."""
+    return [int.from_bytes(a.data[38:42], "big") for a in comparator.actions() if isinstance(a, Emitted)]
+
+
+def test_a_flow_met_by_a_reset_and_then_by_more_is_known_after_the_commit() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.stop(1)
+    comparator.feed(Side.PRIMARY, [tcp(16, 6, wire.RST), tcp(16, 4, wire.FIN | wire.ACK)], 2)
+    comparator.commit(3, 4)
+    assert released(comparator) == [0, 1]
+    comparator.feed(Side.SECONDARY, [tcp(17, 6)], 5)
+    comparator.feed(Side.PRIMARY, [tcp(16, 1), tcp(17, 12)], 6)
+    assert emitted(comparator) == [17]
+
+
+def test_new_connection_behind_held_frames_of_the_old_is_known_after_the_commit() -> None:
+    """The primary repeats its SYN after the commit; the secondary's other SYN is of yet another connection."""
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.feed(Side.PRIMARY, [tcp(5, 1, payload=b"held"), tcp(2147483641, 990, wire.SYN | wire.ACK)], 1)
+    comparator.commit(2, 3)
+    assert released(comparator) == [0, 1]
+    comparator.feed(Side.PRIMARY, [tcp(2147483641, 990, wire.SYN | wire.ACK)], 4)
+    comparator.feed(Side.SECONDARY, [tcp(2147483648, 2990, wire.SYN | wire.ACK)], 5)
+    comparator.feed(Side.PRIMARY, [tcp(2147483642, 991)], 6)
+    assert released(comparator) == [2], "covered by the commit; the other acknowledges more than the secondary has"

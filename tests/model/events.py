@@ -48,7 +48,7 @@ class EventJudge(Facts):
                 self.timed_out = event  # a reset that stayed alone: it may be no more than a time-out
             self.diverged[event.key] = event
             self.divergences.append(event)
-            if self.live and event.key not in self.renewed:
+            if self.live and event.key not in self.fragmented:
                 self._judge_divergence(event.key, event)
 
     def _judge_cause(self, event: Want) -> None:

@@ -50,7 +50,7 @@ class Facts:
         self.inside: dict[int, Held] = {}  # every frame that has not come back
         self.gone: set[int] = set()
         self.leaving: deque[Held] = deque()  # fragments whose datagram has begun to leave
-        self.renewed: set[Key] = set()  # see _forget_renewed
+        self.fragmented: set[Key] = set()  # see _forget_fragmented
         self.gap: list[Held] = []  # read while stopped: their epoch is not known yet
         self.unanswered: list[Held] = []  # the secondary's, of this epoch, perhaps not yet said by the primary
         self.latest: dict[Key, Packet] = {}  # the last frame of the flow that left
@@ -144,7 +144,7 @@ class Facts:
     def _forget_fragmented(self, held: Held) -> None:
         """What was never whole may have been TCP: an implementation does not know what was covered."""
         key = held.packet.key
-        self.renewed |= {
+        self.fragmented |= {
             k for k in self.flows if k.cls == Cls.TCP and (k.vlans, k.src, k.dst) == (key.vlans, key.src, key.dst)
         }
 
@@ -181,7 +181,6 @@ class Facts:
                 held.committed |= held.time < resumed
         for flow in self.flows.values():
             flow.commit()
-        self._forget_renewed()
         self.mode = PROTECTED
         self._new_epoch(now)
         for held in again:
@@ -215,14 +214,6 @@ class Facts:
     @property
     def _compared(self) -> bool:
         return self.mode == PROTECTED or (self.mode == STOPPED and self.before_stop == PROTECTED)
-
-    def _forget_renewed(self) -> None:
-        """Where a new connection waited behind frames of the old, an implementation may begin in mid-stream: it
-        knows nothing of what was covered."""
-        for key, queue in self.queues.items():
-            began = {held.segment.incarnation for held in queue if held.segment is not None and held.committed}
-            if len(began) > 1:
-                self.renewed.add(key)
 
     def _step(self, now: int) -> None:
         self.now = now

@@ -156,7 +156,7 @@ class Oracle(EventJudge):
                 raise Violation("bytes", f"frame {action.name} may not have its ACK number lowered")
             flow.step = self.step_number
             floor = flow.ack_floor(held.segment)
-            if floor is not None and ack < floor and self.live and flow.key not in self.renewed:
+            if floor is not None and ack < floor and self.live and flow.key not in self.fragmented:
                 raise Violation("live", f"frame {action.name} left with ACK {ack}, it could have had {floor}")
             inc.owed.append((held.segment.ack, held.time))
 
@@ -232,7 +232,7 @@ class Oracle(EventJudge):
         latest = self.latest.get(packet.key)
         if latest is None:
             raise Violation("bytes", "an ACK was emitted on a flow of which nothing has left")
-        if packet.key in self.renewed:
+        if packet.key in self.fragmented:
             return
         inc = flow.incarnation(self._newest_released(flow))
         self._judge_emitted_numbers(flow, inc, packet, latest)
@@ -293,12 +293,12 @@ class Oracle(EventJudge):
                 if queue and self.policy(key) == Policy.DROP_SECONDARY:
                     if self.wanted is None:
                         raise Violation("live", f"frame {queue[0].name} waits for a commit, and none is asked for")
-                elif queue and key not in self.diverged and key not in self.renewed:
+                elif queue and key not in self.diverged and key not in self.fragmented:
                     self._judge_head(key, queue)
         if self.mode != STOPPED:
             for flow in self._tcp_flows():
                 compared = self.policy(flow.key) == Policy.COMPARE
-                if compared and flow.key not in self.diverged and flow.key not in self.renewed:
+                if compared and flow.key not in self.diverged and flow.key not in self.fragmented:
                     self._judge_told(flow)
 
     def _judge_head(self, key: Key, queue: deque[Held]) -> None:
