@@ -240,6 +240,8 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
         }
     } else if (packet->id.cls == COLO_CLASS_TCP) {
         (rec->side == COLO_PRIMARY ? colo_tcp_primary : colo_tcp_secondary)(c, flow, rec);
+    } else if (packet->segment_size) {
+        colo_segment_enter(c, flow, rec, packet->segment_size);
     } else {
         (rec->side == COLO_PRIMARY ? colo_datagram_primary : colo_datagram_secondary)(c, flow, rec);
     }

@@ -9,7 +9,8 @@
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
  *   datagram.c    everything that is not TCP: a bag per flow
  *   fragment.c    fragments, until their datagram is whole
- *   group.c       a datagram of several frames
+ *   segment.c     UDP super-frames, as the datagrams that they are
+ *   group.c       a datagram of several frames, a frame of several datagrams
  *   output.c      records on their way out: actions
  *   evidence.c    events: what differed, and the one wish for a checkpoint of an epoch
  *
@@ -29,6 +30,7 @@
 #include "fragment.h"
 #include "group.h"
 #include "policy.h"
+#include "segment.h"
 
 enum { COLO_EVENT_RING = 128 };
 

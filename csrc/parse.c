@@ -26,6 +26,8 @@ enum {
     PROTO_DSTOPTS = 60,
     MAX_EXTENSIONS = 8, /* a chain longer than this is hostile: compared as it stands */
     VNET_NEEDS_CSUM = 1,
+    VNET_GSO_UDP_L4 = 5,
+    VNET_GSO_ECN = 0x80,
     NO_HOLE = UINT32_MAX,
 };
 
@@ -121,6 +123,8 @@ static bool parse_udp(struct cursor *c, struct colo_packet *out)
     out->id.sport = colo_load16(p);
     out->id.dport = colo_load16(p + 2);
     length = colo_load16(p + 4);
+    if (out->uso) /* all that IP carries is cut up, and each datagram gets a length of its own */
+        length = left(c);
     if (length < 8 || length > left(c))
         return false;
     if (out->id.family == 4)
@@ -130,6 +134,8 @@ static bool parse_udp(struct cursor *c, struct colo_packet *out)
     c->end = c->at + length;
     c->at += 8;
     body_is_rest(out, c, dhcp ? COLO_CLASS_DHCP : COLO_CLASS_UDP);
+    if (out->uso && out->body_len > out->uso)
+        out->segment_size = out->uso;
     return true;
 }
 
@@ -326,6 +332,9 @@ void colo_parse(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct col
         return;
     }
     out->csum_partial = vnet_len > 0 && (data[0] & VNET_NEEDS_CSUM);
+    /* struct virtio_net_hdr (virtio 1.2, section 5.1.6): flags, gso_type, hdr_len, gso_size, ...; little-endian. */
+    if (vnet_len >= 6 && (data[1] & ~VNET_GSO_ECN) == VNET_GSO_UDP_L4)
+        out->uso = (uint16_t)(data[4] | data[5] << 8);
     out->id.ethertype = parse_ethertype(&c, out);
     switch (out->id.ethertype) {
     case TYPE_IPV4:

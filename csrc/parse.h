@@ -37,9 +37,11 @@ struct colo_packet {
     uint32_t ip_id;    /* FRAGMENT: which datagram it belongs to */
     uint32_t fragment_at; /* ... and where in that datagram's payload, in bytes */
     uint32_t next_at;  /* ... IPv6: offset of the byte that announces the fragment header; l4 is that header's offset */
+    uint32_t segment_size; /* UDP: a super-frame that the device cuts into datagrams of so many bytes; else 0 */
     uint32_t seq;      /* TCP */
     uint32_t ack;
     uint16_t csum;
+    uint16_t uso;      /* the virtio-net header asks for UDP segmentation at so many bytes; 0: it doesn't */
     uint8_t tcp_flags;
     uint8_t tcp_auth;  /* carries an MD5 or AO option: can't be altered */
     uint8_t more;      /* FRAGMENT: not the last one */

@@ -27,9 +27,16 @@ def vnet_len(frame: bytes) -> int:
     return frame.vnet_len if isinstance(frame, VnetFrame) else 0
 
 
-def with_vnet(frame: bytes, length: int, flags: int = 0) -> VnetFrame:
-    """Puts a virtio-net header of `length` (10 or 12) bytes in front; flags 1 is NEEDS_CSUM."""
-    out = VnetFrame(bytes([flags]) + bytes(length - 1) + frame)
+NEEDS_CSUM = 1
+GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 1, 3, 4, 5, 0x80
+
+
+def with_vnet(
+    frame: bytes, length: int, flags: int = 0, gso: int = 0, gso_size: int = 0, hdr_len: int = 0
+) -> VnetFrame:
+    """Puts a virtio-net header of `length` (10 or 12) bytes in front (virtio 1.2, section 5.1.6)."""
+    header = struct.pack("<BBHHHH", flags, gso, hdr_len, gso_size, 34, 16)
+    out = VnetFrame(header + bytes(length - 10) + frame)
     out.vnet_len = length
     return out
 

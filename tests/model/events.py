@@ -93,7 +93,7 @@ class EventJudge(Facts):
             raise Violation("events", f"{event}: not a cause for a divergence")
 
     def _judge_datagram_divergence(self, flow: DatagramFlow, event: Diverged) -> None:
-        queued = [(h.packet.tag, h.packet.body) for h in self.queues[flow.key]]
+        queued = [datagram for h in self.queues[flow.key] for datagram in h.packet.datagrams]
         bag = flow.bag()
         bag.subtract(queued)
         if not any(bag.values()):

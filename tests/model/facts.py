@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -272,10 +272,11 @@ class Facts:
         flow = self._flow(held.packet.key)
         if isinstance(flow, DatagramFlow):
             bag = flow.bag()
-            bag.subtract((h.packet.tag, h.packet.body) for h in self.queues[held.packet.key])
-            what = (held.packet.tag, held.packet.body)
+            bag.subtract(d for h in self.queues[held.packet.key] for d in h.packet.datagrams)
             later = self.unanswered[self.unanswered.index(held) + 1 :]
-            same = sum((h.packet.key, h.packet.tag, h.packet.body) == (flow.key, *what) for h in later)
-            return bag[what] > same  # of equal ones the first have been answered
+            same = Counter(d for h in later if h.packet.key == flow.key for d in h.packet.datagrams)
+            return any(
+                bag[what] > same[what] for what in held.packet.datagrams
+            )  # of equal ones the first have been answered
         assert held.segment is not None
         return not flow.is_answered(held.segment)

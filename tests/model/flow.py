@@ -271,19 +271,20 @@ class DatagramFlow:
         self.waiting: list[tuple[int, bytes]] = []
 
     def say(self, packet: Packet) -> None:
-        self.waiting.append((packet.tag, packet.body))
+        self.waiting += packet.datagrams
 
     def commit(self) -> None:
         self.waiting = []
 
     def matches(self, packet: Packet) -> bool:
-        return (packet.tag, packet.body) in self.waiting
+        return not Counter(packet.datagrams) - self.bag()
 
     def matches_within(self, packet: Packet, reach: int) -> bool:
-        return (packet.tag, packet.body) in self.waiting[:reach]
+        return not Counter(packet.datagrams) - Counter(self.waiting[:reach])
 
     def use(self, packet: Packet) -> None:
-        self.waiting.remove((packet.tag, packet.body))
+        for datagram in packet.datagrams:
+            self.waiting.remove(datagram)
 
     def bag(self) -> Counter[tuple[int, bytes]]:
         return Counter(self.waiting)

@@ -76,10 +76,16 @@ class Packet:
     auth: bool = False
     partial: bool = False  # the checksum is completed later
     checksums_ok: bool = True
+    segments: tuple[bytes, ...] = ()  # of a UDP super-frame: the payloads that it is cut into
 
     @property
     def cls(self) -> Cls:
         return self.key.cls
+
+    @property
+    def datagrams(self) -> list[tuple[int, bytes]]:
+        """What it says, where it is no TCP: one datagram, or those of a super-frame."""
+        return [(self.tag, body) for body in self.segments or (self.body,)]
 
     @property
     def fin(self) -> bool:
@@ -119,12 +125,13 @@ def parse(frame: bytes) -> Packet:
     if len(data) >= 14:
         ethertype, vlans, at = _ethertype(data)
     partial = vnet > 0 and bool(frame[0] & 1)
+    uso = int.from_bytes(frame[4:6], "little") if vnet and frame[1] & 0x7F == wire.GSO_UDP_L4 else 0
     try:
         _need(data, 14 if ethertype else len(data) + 1)
         if ethertype == ETHERTYPE_IPV4:
-            return _ipv4(data, at, vlans, vnet, partial)
+            return _ipv4(data, at, vlans, vnet, partial, uso)
         if ethertype == ETHERTYPE_IPV6:
-            return _ipv6(data, at, vlans, vnet, partial)
+            return _ipv6(data, at, vlans, vnet, partial, uso)
     except _BadFrameError:
         macs = (data[6:12], data[0:6]) if len(data) >= 14 else (b"", b"")
         return Packet(Key(Cls.MALFORMED, 0, 0, ethertype, (), *macs), data)
@@ -151,7 +158,7 @@ def _ethertype(data: bytes) -> tuple[int, tuple[int, ...], int]:
     return kind, vlans, at
 
 
-def _ipv4(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool) -> Packet:
+def _ipv4(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool, uso: int) -> Packet:
     packet = data[at:]
     _need(packet, 20)
     header = (packet[0] & 15) * 4
@@ -171,10 +178,10 @@ def _ipv4(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool
             key, body, *where, fragment, ident, (fragment & 0x1FFF) * 8, fragment >> 13 == 1, data[:at] + head
         )
     pseudo = src + dst + struct.pack("!BBH", 0, protocol, len(body))
-    return _transport(4, protocol, vlans, src, dst, body, pseudo, where, checksum_ok, partial)
+    return _transport(4, protocol, vlans, src, dst, body, pseudo, where, checksum_ok, partial, uso)
 
 
-def _ipv6(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool) -> Packet:
+def _ipv6(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool, uso: int) -> Packet:
     packet = data[at:]
     _need(packet, 40)
     (length,) = struct.unpack_from("!H", packet, 4)
@@ -206,7 +213,7 @@ def _ipv6(data: bytes, at: int, vlans: tuple[int, ...], vnet: int, partial: bool
         raise _BadFrameError
     pseudo = src + dst + struct.pack("!IHBB", len(body), 0, 0, protocol)
     where = (at + vnet, at + vnet + 40 + length - len(body))
-    return _transport(6, protocol, vlans, src, dst, body, pseudo, where, True, partial)
+    return _transport(6, protocol, vlans, src, dst, body, pseudo, where, True, partial, uso)
 
 
 def _transport(
@@ -220,6 +227,7 @@ def _transport(
     where: tuple[int, int],
     checksum_ok: bool,
     partial: bool,
+    uso: int,
 ) -> Packet:
     ethertype = ETHERTYPE_IPV4 if family == 4 else ETHERTYPE_IPV6
 
@@ -244,11 +252,17 @@ def _transport(
     if protocol == wire.UDP:
         _need(body, 8)
         sport, dport, length, _ = struct.unpack_from("!HHHH", body)
+        if uso:
+            length = len(body)  # all is cut up, and each piece gets a length of its own
         if length < 8 or length > len(body):
             raise _BadFrameError
         servers = {67, 68} if family == 4 else {546, 547}
         cls = Cls.DHCP if sport in servers and dport in servers else Cls.UDP
-        return Packet(key(cls, sport, dport), body[8:length], *where)
+        payload = body[8:length]
+        if 0 < uso < len(payload) <= 128 * uso:
+            segments = tuple(payload[at : at + uso] for at in range(0, len(payload), uso))
+            return Packet(key(cls, sport, dport), payload, *where, segments=segments)
+        return Packet(key(cls, sport, dport), payload, *where, tag=0x20000 | uso if 0 < uso < len(payload) else 0)
     if protocol == wire.ICMP and family == 4:
         _need(body, 8)
         identifier = struct.unpack_from("!H", body, 4)[0] if body[0] in (0, 8) else 0

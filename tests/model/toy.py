@@ -429,7 +429,7 @@ class Toy:
         return context, both[PRIMARY], both[SECONDARY]
 
     def look_for_overtaken(self, track: Track, facts: DatagramFlow) -> None:
-        bodies = [(item.packet.tag, item.packet.body) for item in track.queue]
+        bodies = [datagram for item in track.queue for datagram in item.packet.datagrams]
         ours_passed = bool(bodies) and bodies[0] not in facts.waiting and any(b in facts.waiting for b in bodies[1:])
         if not ours_passed:
             track.overtaken_since = None
@@ -450,8 +450,8 @@ class Toy:
             assert item.segment is not None
             return track.facts.is_answered(item.segment)
         bag = track.facts.bag()
-        bag.subtract((queued.packet.tag, queued.packet.body) for queued in track.queue)
-        return bag[(item.packet.tag, item.packet.body)] <= 0
+        bag.subtract(datagram for queued in track.queue for datagram in queued.packet.datagrams)
+        return all(bag[datagram] <= 0 for datagram in item.packet.datagrams)
 
     def owed_times(self, track: Track) -> list[int]:
         if isinstance(track.facts, DatagramFlow):
