@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+T ?= 60
 CSRC := $(wildcard csrc/*.c csrc/*.h)
 
 help:
 	@echo "make demo   protect a real VM, kill its host in mid-download, see the download finish (root, Debian)"
 	@echo "make test   everything: linters, types, C tests under sanitizers, properties, real VMs (root, Debian)"
 	@echo "make check  the part of it that needs neither root nor a VM"
+	@echo "make fuzz   libFuzzer on each entry point of the C core, T=60 seconds each (root, Debian, or clang)"
 	@echo "make lint   ruff and mypy only"
 	@echo "make clean  forget all that was built here"
 
@@ -38,12 +40,15 @@ test: install
 check: install
 	$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
 
+fuzz: install
+	$(BIN)/python tools/run_fuzz.py --seconds $(T)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build tests/fuzz/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help deps install demo test check lint clean
+.PHONY: help deps install demo test check fuzz lint clean

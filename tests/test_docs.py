@@ -35,6 +35,7 @@ def test_options_exist(path: Path) -> None:
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
+        [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],
     ]
     known = "".join(
         subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}).stdout

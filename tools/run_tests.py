@@ -2,7 +2,7 @@
 """Runs the test suite against the installed package; `--all` insists that nothing is left out.
 
 With --all a test that would be skipped fails instead (COLOPROXY_REQUIRE_ALL, see tests/conftest.py), and what the
-real VMs need is installed first. Everything behind the options goes to pytest.
+real VMs and the tests' own tools need is installed first. Everything behind the options goes to pytest.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from requirements import install_missing_tools
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,7 @@ def main() -> int:
         from coloproxy.testbed import install_missing
 
         install_missing(lambda step: print(step, flush=True))
+        install_missing_tools(lambda step: print(step, flush=True))
     else:
         pytest_args = ["-m", "not e2e", *pytest_args]
     command = [sys.executable, "-m", "pytest", "--import-mode=importlib", *pytest_args]
