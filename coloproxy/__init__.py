@@ -19,6 +19,7 @@ from coloproxy.events import (
     Mode,
     Reason,
     Side,
+    Tolerated,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Reason",
     "Released",
     "Side",
+    "Tolerated",
     "__version__",
 ]
 

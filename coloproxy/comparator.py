@@ -99,6 +99,8 @@ class Counters:
     fragments_waiting: tuple[int, int]
     divergences: dict[Cause, int]
     limits: dict[Cause, int]
+    tolerated: int
+    tolerated_by: tuple[int, ...]
     checkpoints_wanted: int
     commits: int
     aborts: int
@@ -131,6 +133,8 @@ def counters_from_native(n: Any) -> Counters:
         fragments_waiting=(n.fragments_waiting[0], n.fragments_waiting[1]),
         divergences={member: n.divergences[member] for member in Cause},
         limits={member: n.limits[member] for member in Cause},
+        tolerated=n.tolerated,
+        tolerated_by=tuple(n.tolerated_by),
         checkpoints_wanted=n.checkpoints_wanted,
         commits=n.commits,
         aborts=n.aborts,

@@ -22,7 +22,7 @@ from .address import PeerSource
 from .engine import Engine
 from .engine_events import Committed, EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
-from .events import Divergence, LimitHit
+from .events import Divergence, LimitHit, Tolerated
 from .guide import Guide, PlainGuide, QmpGuide
 from .journal import Journal, printable
 from .lines import LineWriter
@@ -222,6 +222,10 @@ class Compare:
             case LimitHit():
                 log.warning("limit reached: %s; %d frames held", event.cause, event.held_frames)
                 self._journal.engine(event)
+            case Tolerated():
+                rule = self._options.rules.tolerances[event.rule].name
+                log.info("tolerated by rule %s: %s differs at byte %d", rule, event.flow, event.offset)
+                self._journal.engine(event, {"rule": rule})
             case EngineFailed():
                 self._journal.engine(event)
                 self._fail(event.reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the comparator tells: enums named as in the C core, flows, and its three events.
+"""What the comparator tells: enums named as in the C core, flows, and its events.
 
 The enums' values are the C core's numbers and are checked against its names at import, so they can't drift.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "Mode",
     "Reason",
     "Side",
+    "Tolerated",
     "event_from_native",
 ]
 
@@ -208,7 +209,24 @@ class CheckpointWanted(_Event):
     flow: FlowId | None
 
 
-ComparatorEvent = Divergence | LimitHit | CheckpointWanted
+@dataclass(frozen=True, slots=True)
+class Tolerated(_Event):
+    """The two VMs differ where a rule tolerates it. A sample: once a rule and second at most; the counters have all.
+
+    Attributes:
+        rule: index of the rule among the tolerances (:class:`coloproxy.rules.Rules`).
+        flow, offset, primary, secondary, context: as in Divergence; the cause is NONE.
+    """
+
+    rule: int
+    flow: FlowId
+    offset: int
+    primary: bytes
+    secondary: bytes
+    context: int
+
+
+ComparatorEvent = Divergence | LimitHit | CheckpointWanted | Tolerated
 
 
 def _address(family: int, raw: bytes) -> str:
@@ -251,6 +269,21 @@ def event_from_native(event: Any) -> ComparatorEvent:
             context=event.context,
             primary_age=None if event.primary_age < 0 else event.primary_age,
             secondary_age=None if event.secondary_age < 0 else event.secondary_age,
+        )
+    if event.kind == lib.COLO_EVENT_TOLERATED:
+        assert flow is not None
+        return Tolerated(
+            cause=cause,
+            epoch=event.epoch,
+            time=event.time,
+            held_frames=event.held_frames,
+            held_bytes=event.held_bytes,
+            rule=event.rule,
+            flow=flow,
+            offset=event.offset,
+            primary=bytes(ffi.buffer(event.primary))[: event.primary_len],
+            secondary=bytes(ffi.buffer(event.secondary))[: event.secondary_len],
+            context=event.context,
         )
     kind = LimitHit if event.kind == lib.COLO_EVENT_LIMIT else CheckpointWanted
     return kind(

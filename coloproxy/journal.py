@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 from .engine_events import Committed, EngineEvent, EngineFailed, GateLost, PeerAttached, PeerLost
 from .errors import MisuseError
-from .events import CheckpointWanted, Divergence, FlowId, LimitHit
+from .events import CheckpointWanted, Divergence, FlowId, LimitHit, Tolerated
 from .lines import LineWriter
 from .reports import Report
 
@@ -74,6 +74,16 @@ def event_fields(event: EngineEvent) -> tuple[str, dict[str, object]]:
                 "flow": flow_fields(event.flow),
                 "held_frames": event.held_frames,
                 "held_bytes": event.held_bytes,
+            }
+        case Tolerated():
+            return "tolerated", {
+                "rule": event.rule,
+                "epoch": event.epoch,
+                "flow": flow_fields(event.flow),
+                "offset": event.offset,
+                "context": event.context,
+                "primary": _side(event.primary, None),
+                "secondary": _side(event.secondary, None),
             }
         case PeerAttached():
             return "connected", {"port": str(event.port)}

@@ -22,7 +22,18 @@ from coloproxy._native import ffi, lib
 from coloproxy.errors import RulesError
 from coloproxy.events import FrameClass
 
-__all__ = ["NO_RULES", "Match", "Policy", "PolicyRule", "Prefix", "Rules", "fill_rules", "load_rules", "parse_rules"]
+__all__ = [
+    "NO_RULES",
+    "Match",
+    "Policy",
+    "PolicyRule",
+    "Prefix",
+    "Rules",
+    "ToleranceRule",
+    "fill_rules",
+    "load_rules",
+    "parse_rules",
+]
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -75,10 +86,30 @@ class PolicyRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ToleranceRule:
+    """Behind ``after``, where both VMs say it, up to ``length`` bytes may differ in the flows of ``match``.
+
+    Attributes:
+        name: for people.
+        after: 4 to 64 bytes of ASCII: printable, CR or LF, at least four of them printable.
+        length: 1 to 256 bytes.
+        until: one byte that ends the tolerance before that, None: none does. What isn't printable always does.
+        match: the flows.
+    """
+
+    name: str
+    after: bytes
+    length: int
+    until: int | None = None
+    match: Match = Match()
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """All rules of a file, in its order; the first that fits decides."""
 
     policies: tuple[PolicyRule, ...] = ()
+    tolerances: tuple[ToleranceRule, ...] = ()
 
 
 NO_RULES: Final = Rules()
@@ -114,7 +145,7 @@ def parse_rules(text: str, source: str = "rules") -> Rules:
             raise RulesError(f"{source}: {len(tables)} [[{kind}]] rules, {limit} at most")
         places = [_Place(source, text, kind, number) for number in range(1, len(tables) + 1)]
         made[kind] = tuple(make(_Table(place, table)) for place, table in zip(places, tables, strict=True))
-    return Rules(policies=made["policy"])
+    return Rules(policies=made["policy"], tolerances=made["tolerance"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +290,47 @@ def _policy(table: _Table) -> PolicyRule:
     return rule
 
 
-_KINDS: Final = {"policy": (_policy, int(lib.COLO_MAX_RULES))}
+def _ascii(value: object) -> bytes:
+    text = _text(value).encode("ascii")  # a UnicodeEncodeError is a ValueError
+    if not all(32 <= byte < 127 or byte in b"\r\n" for byte in text):
+        raise ValueError
+    return text
+
+
+def _after(value: object) -> bytes:
+    text = _ascii(value)
+    if len(text) > 64 or sum(byte not in b"\r\n" for byte in text) < 4:
+        raise ValueError
+    return text
+
+
+def _until(value: object) -> int:
+    text = _ascii(value)
+    if len(text) != 1:
+        raise ValueError
+    return text[0]
+
+
+_AFTER = "4 to 64 characters of ASCII, printable, \\r or \\n, with at least four printable ones"
+
+
+def _tolerance(table: _Table) -> ToleranceRule:
+    most = int(lib.COLO_MAX_TOLERATED)
+    rule = ToleranceRule(
+        table.name,
+        table.take("after", _AFTER, _after, required=True),
+        table.take("length", f"a number of bytes (1 to {most})", lambda value: _number(value, most, 1), required=True),
+        table.take("until", "one character, printable ASCII, \\r or \\n", _until),
+        table.match(),
+    )
+    table.finish()
+    return rule
+
+
+_KINDS: Final = {
+    "policy": (_policy, int(lib.COLO_MAX_RULES)),
+    "tolerance": (_tolerance, int(lib.COLO_MAX_TOLERANCES)),
+}
 
 
 # ------------------------------------------------------------ for the C core
@@ -302,4 +373,11 @@ def fill_rules(config: Any, rules: Rules) -> object:
         native.action = rule.action
         _fill_match(native.match, rule.match)
     config.rules, config.rules_count = policies, len(rules.policies)
-    return policies
+    tolerances = ffi.new("struct colo_tolerance_rule[]", max(len(rules.tolerances), 1))
+    for native, tolerance in zip(tolerances, rules.tolerances, strict=False):
+        native.length, native.after_len = tolerance.length, len(tolerance.after)
+        native.after[0 : len(tolerance.after)] = tolerance.after
+        native.has_until, native.until = tolerance.until is not None, tolerance.until or 0
+        _fill_match(native.match, tolerance.match)
+    config.tolerances, config.tolerances_count = tolerances, len(rules.tolerances)
+    return policies, tolerances

@@ -27,6 +27,7 @@ class Snapshot:
     released_committed: int = 0
     checkpoints: int = 0
     divergences: int = 0
+    tolerated: int = 0
     acks_lowered: int = 0
     acks_emitted: int = 0
     held_frames: int = 0
@@ -45,6 +46,7 @@ class Snapshot:
             released_committed=n.released[Reason.COMMITTED],
             checkpoints=n.commits,
             divergences=sum(n.divergences.values()),
+            tolerated=n.tolerated,
             acks_lowered=n.acks_lowered,
             acks_emitted=n.acks_emitted,
             held_frames=n.held_frames[0],

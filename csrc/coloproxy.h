@@ -117,6 +117,21 @@ struct colo_rule {
     uint8_t action; /* enum colo_policy */
 };
 
+enum { COLO_MAX_TOLERANCES = 32, COLO_MAX_TOLERATED = 256 };
+
+/*
+ * Behind the text `after`, where both sides say it, up to `length` bytes may differ: until one side's is `until`, or no
+ * printable ASCII. Both sides' must be equally many. What that gives up is in docs/rules.md.
+ */
+struct colo_tolerance_rule {
+    struct colo_match match;
+    uint16_t length;    /* 1 to COLO_MAX_TOLERATED */
+    uint8_t has_until;
+    uint8_t until;      /* printable, CR or LF */
+    uint8_t after_len;
+    uint8_t after[64];  /* printable, CR or LF; at least four printable ones */
+};
+
 struct colo_config {
     uint32_t max_flows;       /* entries of the flow table; idle flows make room, see docs/comparison.md */
     uint32_t max_frames;      /* frames inside the comparator; each side may use half, and at half of that asks
@@ -133,6 +148,8 @@ struct colo_config {
     uint64_t hash_seed;       /* of the flow table; random in production, fixed in tests */
     const struct colo_rule *rules; /* the first that fits decides, pass_classes where none does; copied at creation */
     uint32_t rules_count;     /* COLO_MAX_RULES at most */
+    const struct colo_tolerance_rule *tolerances; /* copied at creation */
+    uint32_t tolerances_count; /* COLO_MAX_TOLERANCES at most; 0: all bytes must be equal */
 };
 
 /* Fills in the defaults that `coloproxy compare --help` states. */
@@ -191,6 +208,8 @@ enum colo_event_kind {
     COLO_EVENT_WANT_CHECKPOINT = 0, /* once an epoch at most */
     COLO_EVENT_DIVERGENCE = 1,      /* once a flow and epoch at most, with evidence */
     COLO_EVENT_LIMIT = 2,           /* a limit is reached, or half reached; once a limit and epoch at most */
+    COLO_EVENT_TOLERATED = 3,       /* bytes differ where a rule allows it, with evidence; a sample: once a rule and
+                                       second at most */
 };
 
 enum colo_cause {
@@ -235,6 +254,7 @@ struct colo_event {
     uint8_t kind;          /* enum colo_event_kind */
     uint8_t cause;         /* enum colo_cause */
     uint8_t has_flow;
+    uint8_t rule;          /* TOLERATED: index in colo_config.tolerances */
     uint64_t epoch;
     int64_t time;          /* when it was found */
     struct colo_flow_id flow;
@@ -266,6 +286,8 @@ struct colo_counters {
     uint64_t datagrams_reassembled; /* of both sides */
     uint64_t fragments_dropped;   /* of the secondary, whose datagram never became whole */
     uint64_t fragments_waiting[2]; /* now, by side */
+    uint64_t tolerated;           /* windows in which bytes differ that a rule tolerates */
+    uint64_t tolerated_by[32];    /* ... by rule */
     uint64_t checkpoints_wanted;
     uint64_t commits;
     uint64_t aborts;

@@ -33,7 +33,8 @@ static bool makes_sense(const struct colo_config *config)
            config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
            config->max_flow_bytes > 0 && config->max_fragments > 0 && config->reorder_frames > 0 &&
            config->compare_timeout > 0 && config->reorder_window > 0 &&
-           colo_policies_are_sane(config->rules, config->rules_count);
+           colo_policies_are_sane(config->rules, config->rules_count) &&
+           colo_tolerances_are_sane(config->tolerances, config->tolerances_count);
 }
 
 colo_comparator *colo_comparator_create(const struct colo_config *config)
@@ -52,8 +53,14 @@ colo_comparator *colo_comparator_create(const struct colo_config *config)
     c->fragments = colo_fragments_create(config->max_fragments, config->hash_seed);
     if (config->rules_count)
         c->policies = colo_policies_create(config->rules, config->rules_count, config->hash_seed);
-    c->config.rules = NULL; /* the caller's */
-    if (!c->table || !c->pool || !c->fragments || (config->rules_count && !c->policies)) {
+    if (config->tolerances_count)
+        c->tolerances = colo_tolerances_create(config->tolerances, config->tolerances_count, config->max_flows);
+    c->config.rules = NULL; /* the caller's, as the next */
+    c->config.tolerances = NULL;
+    for (int i = 0; i < COLO_MAX_TOLERANCES; i++)
+        c->tolerated_at[i] = INT64_MIN;
+    if (!c->table || !c->pool || !c->fragments || (config->rules_count && !c->policies) ||
+        (config->tolerances_count && !c->tolerances)) {
         colo_comparator_destroy(c);
         return NULL;
     }
@@ -89,6 +96,7 @@ void colo_comparator_destroy(colo_comparator *c)
     colo_pool_destroy(c->pool);
     colo_table_destroy(c->table);
     colo_policies_destroy(c->policies);
+    colo_tolerances_destroy(c->tolerances);
     free(c);
 }
 
@@ -163,6 +171,11 @@ void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow)
         memset(&flow->u.dg, 0, sizeof flow->u.dg);
 }
 
+struct colo_tolerance *colo_flow_tolerance(const colo_comparator *c, const struct colo_flow *flow)
+{
+    return c->tolerances ? colo_tolerances_of(c->tolerances, flow->index) : NULL;
+}
+
 /* ---------------------------------------------------------------- judging */
 
 static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
@@ -200,6 +213,8 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
         return NULL;
     }
     flow->epoch = c->epoch;
+    if (c->tolerances)
+        colo_tolerances_begin(c->tolerances, flow->index, id);
     c->n.flows_made++;
     return flow;
 }
@@ -553,8 +568,10 @@ static void note_flushed(colo_comparator *c, struct colo_flow *flow, struct colo
         forget_fragmented(c, rec);
     else if (flow && flow->id.cls == COLO_CLASS_TCP && rec->later)
         colo_tcp_absorb(c, flow, rec);
-    else if (flow && flow->id.cls == COLO_CLASS_TCP)
+    else if (flow && flow->id.cls == COLO_CLASS_TCP) {
         colo_ack_note_released(c, flow, rec);
+        colo_stream_note_committed(c, flow, rec);
+    }
 }
 
 /*

@@ -4,6 +4,7 @@
  *
  *   comparator.c  the public calls: limits, modes, epochs, time
  *   policy.c      the operator's rules: which flows are compared at all
+ *   tolerance.c   ... and which of their bytes may differ
  *   tcp.c         one TCP frame arrives: generation of the connection, stream offsets, queues
  *   stream.c      compares the two streams of a flow
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
@@ -31,6 +32,7 @@
 #include "group.h"
 #include "policy.h"
 #include "segment.h"
+#include "tolerance.h"
 
 enum { COLO_EVENT_RING = 128 };
 
@@ -40,6 +42,8 @@ struct colo_comparator {
     struct colo_config config;
     struct colo_table *table;
     struct colo_policies *policies; /* NULL: no rules */
+    struct colo_tolerances *tolerances; /* NULL: no rules */
+    int64_t tolerated_at[COLO_MAX_TOLERANCES]; /* by rule: when a sample may be told again */
     struct colo_pool *pool;
     struct colo_fragments *fragments;
     struct colo_group *groups_retired; /* whose frames have left in this call */
@@ -77,6 +81,8 @@ void colo_held_remove(colo_comparator *c, struct colo_rec *rec);
 bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec);
 /* PROTECTED: a datagram that fragment.c has put together, in no list. */
 void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec);
+/* What may differ in the flow's bytes; NULL: nothing. */
+struct colo_tolerance *colo_flow_tolerance(const colo_comparator *c, const struct colo_flow *flow);
 /* Brings a flow's state into the present epoch. */
 void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
 
@@ -90,6 +96,8 @@ void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec
 void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t reason);
 
 /* stream.c */
+/* A primary frame that leaves by a commit: what it says was said, for the tolerances of what follows. */
+void colo_stream_note_committed(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 /* The end of a frame's range of the stream: SYN and FIN count one position each. */
 int64_t colo_stream_end(const struct colo_rec *rec);
 bool colo_stream_has_range(const struct colo_rec *rec);
@@ -146,6 +154,9 @@ void colo_limit_near(colo_comparator *c, uint8_t cause);
 /* The flow differs: says so once an epoch, wants a checkpoint; the flow then waits for it. */
 void colo_flow_diverged(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *p,
                         const struct colo_rec *s, int64_t offset);
+/* The bytes at `offset` differ, and `rule` tolerates it: counts, and tells a sample. */
+void colo_flow_tolerated(colo_comparator *c, const struct colo_flow *flow, uint8_t rule, const struct colo_rec *p,
+                         const struct colo_rec *s, int64_t offset);
 /* A frame or ACK waited too long. Says so without giving the flow up. */
 void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *rec,
                          int64_t since);

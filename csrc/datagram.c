@@ -32,6 +32,50 @@ static void digest(const colo_comparator *c, struct colo_rec *rec)
     rec->digest = colo_hash(c->config.hash_seed, p + from, rec->body_len - from);
 }
 
+struct teller {
+    colo_comparator *c;
+    const struct colo_flow *flow;
+    const struct colo_rec *p;
+    const struct colo_rec *s;
+    uint32_t at;
+};
+
+static void tell_tolerated(void *context, uint8_t rule, uint32_t index)
+{
+    const struct teller *t = context;
+
+    colo_flow_tolerated(t->c, t->flow, rule, t->p, t->s, t->at + index);
+}
+
+/* How many bytes of both, from the first on, are equal or may differ; neither window nor text reaches over a hole. */
+static uint32_t compare_tolerantly(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *p,
+                                   const struct colo_rec *s, bool tell)
+{
+    const struct colo_tolerance *rules = colo_flow_tolerance(c, flow);
+    uint32_t n = p->body_len < s->body_len ? p->body_len : s->body_len, done = 0;
+
+    while (done < n) {
+        uint32_t until = done <= p->hole && p->hole < n ? p->hole : n, same;
+        struct colo_tolerance state = {.rules = rules->rules};
+        struct teller teller = {c, flow, p, s, done};
+
+        same = colo_tolerance_compare(c->tolerances, &state, p->data + p->body + done, s->data + s->body + done,
+                                      until - done, tell ? tell_tolerated : NULL, &teller);
+        done += same;
+        if (done < until || until == n)
+            return done;
+        done += 2;
+    }
+    return n;
+}
+
+static bool is_tolerable(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *a,
+                         const struct colo_rec *b)
+{
+    return a->body_len == b->body_len && a->tag == b->tag && a->hole == b->hole &&
+           compare_tolerantly(c, flow, a, b, false) == a->body_len;
+}
+
 static struct colo_rec *find_equal(const colo_comparator *c, const struct colo_list *list, const struct colo_rec *rec)
 {
     uint32_t looks = 0;
@@ -41,6 +85,28 @@ static struct colo_rec *find_equal(const colo_comparator *c, const struct colo_l
             continue;
         if (same_body(other, rec))
             return other;
+        looks++;
+    }
+    return NULL;
+}
+
+/* The same where no equal one is, among those that differ by what a rule tolerates. */
+static struct colo_rec *find_tolerable(colo_comparator *c, const struct colo_flow *flow, const struct colo_list *list,
+                                       const struct colo_rec *rec)
+{
+    uint32_t looks = 0;
+
+    if (!colo_flow_tolerance(c, flow))
+        return NULL;
+    for (struct colo_rec *other = list->head; other && looks < c->config.reorder_frames; other = other->flow_link.next) {
+        if (other->matched)
+            continue;
+        if (is_tolerable(c, flow, other, rec)) {
+            bool is_primary = rec->side == COLO_PRIMARY;
+
+            compare_tolerantly(c, flow, is_primary ? rec : other, is_primary ? other : rec, true);
+            return other;
+        }
         looks++;
     }
     return NULL;
@@ -88,11 +154,14 @@ void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow)
     colo_datagram_forget(c, flow);
 }
 
-static int64_t first_difference(const struct colo_rec *a, const struct colo_rec *b)
+static int64_t first_difference(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *a,
+                                const struct colo_rec *b)
 {
     uint32_t n = a->body_len < b->body_len ? a->body_len : b->body_len;
     uint32_t hole = a->hole < n ? a->hole : n, i = 0;
 
+    if (colo_flow_tolerance(c, flow))
+        return compare_tolerantly(c, flow, a, b, false);
     while (i < n && (a->data[a->body + i] == b->data[b->body + i] || (i >= hole && i < hole + 2)))
         i++;
     return i;
@@ -106,7 +175,7 @@ void colo_datagram_expire(colo_comparator *c)
         const struct colo_rec *p = flow->p.head, *s = flow->s.head;
 
         colo_datagram_forget(c, flow);
-        colo_flow_diverged(c, flow, COLO_CAUSE_DATAGRAM, p, s, s ? first_difference(p, s) : 0);
+        colo_flow_diverged(c, flow, COLO_CAUSE_DATAGRAM, p, s, s ? first_difference(c, flow, p, s) : 0);
     }
 }
 
@@ -145,6 +214,8 @@ void colo_datagram_primary(colo_comparator *c, struct colo_flow *flow, struct co
     colo_held_add(c, rec);
     colo_flow_list_push(&flow->p, rec);
     equal = find_equal(c, &flow->s, rec);
+    if (!equal)
+        equal = find_tolerable(c, flow, &flow->s, rec);
     if (equal) {
         set_matched(c, flow, rec);
         colo_flow_list_remove(&flow->s, equal);
@@ -164,6 +235,8 @@ void colo_datagram_secondary(colo_comparator *c, struct colo_flow *flow, struct 
     }
     digest(c, rec);
     equal = find_equal(c, &flow->p, rec);
+    if (!equal)
+        equal = find_tolerable(c, flow, &flow->p, rec);
     if (equal) {
         set_matched(c, flow, equal);
         colo_output_discard(c, rec, COLO_REASON_MATCHED);

@@ -9,6 +9,8 @@
 
 enum { CONTEXT_BEFORE = 32 };
 
+static const int64_t SAMPLE_EVERY = 1000000000; /* ns */
+
 static void push(colo_comparator *c, const struct colo_event *event)
 {
     if (c->ring_count == COLO_EVENT_RING) {
@@ -150,6 +152,22 @@ void colo_flow_diverged(colo_comparator *c, struct colo_flow *flow, uint8_t caus
         colo_tcp_drop_secondary(c, flow, COLO_REASON_DIVERGED);
     else
         colo_datagram_drop_secondary(c, flow);
+}
+
+void colo_flow_tolerated(colo_comparator *c, const struct colo_flow *flow, uint8_t rule, const struct colo_rec *p,
+                         const struct colo_rec *s, int64_t offset)
+{
+    struct colo_event event;
+
+    c->n.tolerated++;
+    c->n.tolerated_by[rule]++;
+    if (c->now < c->tolerated_at[rule])
+        return;
+    c->tolerated_at[rule] = c->now + SAMPLE_EVERY;
+    event = make(c, COLO_EVENT_TOLERATED, COLO_CAUSE_NONE, flow);
+    event.rule = rule;
+    fill(c, &event, flow, p, s, offset);
+    push(c, &event);
 }
 
 void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *rec,

@@ -69,20 +69,67 @@ static int64_t first_difference(const uint8_t *a, const uint8_t *b, int64_t n)
     return i;
 }
 
+/* What is tolerated is told with the frames that say it. */
+struct teller {
+    colo_comparator *c;
+    const struct colo_flow *flow;
+    const struct colo_rec *p;
+    const struct colo_rec *s;
+    int64_t at;
+};
+
+static void tell_tolerated(void *context, uint8_t rule, uint32_t index)
+{
+    const struct teller *t = context;
+
+    colo_flow_tolerated(t->c, t->flow, rule, t->p, t->s, t->at + index);
+}
+
+/* How many of n payload bytes from `at` on are equal, or may differ. */
+static int64_t compare_bytes(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *p,
+                             const struct colo_rec *s, int64_t at, int64_t n)
+{
+    const uint8_t *pb = p->data + p->body + (at - data_start(p)), *sb = s->data + s->body + (at - data_start(s));
+    struct colo_tolerance *state = colo_flow_tolerance(c, flow);
+    struct teller teller = {c, flow, p, s, at};
+
+    if (!state)
+        return memcmp(pb, sb, (size_t)n) == 0 ? n : first_difference(pb, sb, n);
+    colo_tolerance_seek(state, flow->u.tcp.p_base, at);
+    return colo_tolerance_compare(c->tolerances, state, pb, sb, (uint32_t)n, tell_tolerated, &teller);
+}
+
+void colo_stream_note_committed(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_tolerance *state = colo_flow_tolerance(c, flow);
+    const struct colo_tcp *tcp = &flow->u.tcp;
+    const uint8_t *from;
+
+    if (!state || tcp->unsure || !colo_stream_has_range(rec))
+        return;
+    if (state->base != tcp->p_base)
+        colo_tolerance_seek(state, tcp->p_base, tcp->match);
+    if (rec->tcp_flags & COLO_TCP_SYN && state->at == rec->off)
+        colo_tolerance_seek(state, tcp->p_base, data_start(rec));
+    if (state->at < data_start(rec) || state->at >= data_end(rec))
+        return;
+    from = rec->data + rec->body + (state->at - data_start(rec));
+    colo_tolerance_compare(c->tolerances, state, from, from, (uint32_t)(data_end(rec) - state->at), NULL, NULL);
+}
+
 /*
  * Compares two frames that both cover `at`, up to `limit` at most. Returns how many positions are equal; where that
  * stops at a difference, *cause says which, else it is COLO_CAUSE_NONE.
  */
-static int64_t compare_span(colo_comparator *c, const struct colo_rec *p, const struct colo_rec *s, int64_t at,
-                            int64_t limit, uint8_t *cause)
+static int64_t compare_span(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *p,
+                            const struct colo_rec *s, int64_t at, int64_t limit, uint8_t *cause)
 {
     int64_t from = at;
 
     *cause = COLO_CAUSE_NONE;
     while (at < limit) {
         enum position kind = position_at(p, at), other = position_at(s, at);
-        const uint8_t *pb, *sb;
-        int64_t n;
+        int64_t n, equal;
 
         if (kind != other) {
             *cause = kind == POSITION_FIN || other == POSITION_FIN ? COLO_CAUSE_FIN : COLO_CAUSE_PAYLOAD;
@@ -100,15 +147,13 @@ static int64_t compare_span(colo_comparator *c, const struct colo_rec *p, const 
         }
         n = data_end(p) < data_end(s) ? data_end(p) : data_end(s);
         n = (n < limit ? n : limit) - at;
-        pb = p->data + p->body + (at - data_start(p));
-        sb = s->data + s->body + (at - data_start(s));
-        if (memcmp(pb, sb, (size_t)n) != 0) {
+        equal = compare_bytes(c, flow, p, s, at, n);
+        at += equal;
+        if (equal < n) {
             *cause = COLO_CAUSE_PAYLOAD;
-            at += first_difference(pb, sb, n);
             break;
         }
         c->n.compared_bytes += (uint64_t)n;
-        at += n;
     }
     return at - from;
 }
@@ -206,7 +251,7 @@ void colo_stream_advance(colo_comparator *c, struct colo_flow *flow)
         limit = colo_stream_end(p) < colo_stream_end(s) ? colo_stream_end(p) : colo_stream_end(s);
         if (tcp->ranges && limit > tcp->range[0].start)
             limit = tcp->range[0].start;
-        equal = compare_span(c, p, s, tcp->match, limit, &cause);
+        equal = compare_span(c, flow, p, s, tcp->match, limit, &cause);
         tcp->match += equal;
         if (cause != COLO_CAUSE_NONE) {
             colo_flow_diverged(c, flow, cause, p, s, tcp->match);
@@ -225,6 +270,8 @@ bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct
 
     if (rec->off <= tcp->match)
         return false;
+    if (colo_flow_tolerance(c, flow)) /* what may differ there shows only when the gap is closed */
+        return false;
     while (at < end) {
         int64_t limit, equal;
         uint8_t cause;
@@ -242,7 +289,7 @@ bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct
         if (!s || s->off > at)
             return false;
         limit = end < colo_stream_end(s) ? end : colo_stream_end(s);
-        equal = compare_span(c, rec, s, at, limit, &cause);
+        equal = compare_span(c, flow, rec, s, at, limit, &cause);
         at += equal;
         if (cause != COLO_CAUSE_NONE) {
             colo_flow_diverged(c, flow, cause, rec, s, at);

@@ -317,6 +317,7 @@ void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec
         begin_generation(c, flow);
     note_sent(c, flow, rec);
     colo_ack_note_released(c, flow, rec);
+    colo_stream_note_committed(c, flow, rec);
 }
 
 /* Compares and releases as far as it goes; then takes in the next generation, if one waits. */

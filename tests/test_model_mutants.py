@@ -19,14 +19,14 @@ from model.flow import SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
 from model.minimise import minimise
 from model.oracle import Oracle
 from model.packet import PASSED_BY_DEFAULT, Key, Packet, SynOptions
-from model.rules import policy_of
+from model.rules import policy_of, tolerances_of
 from model.run import Commit, Feed, Run, Step, Stop, Tick
 from model.toy import Item, Toy, Track
 from model.verdict import NEVER, Cause, Config, Diverged, Reason, Release, Violation, Want
 from strategies import seeded, spoil_one_byte, spoil_one_fin
 from world import World
 
-from coloproxy.rules import Match, Policy, PolicyRule, Rules
+from coloproxy.rules import Match, Policy, PolicyRule, Rules, ToleranceRule
 
 # ------------------------------------------------------------------ the mutants, by the rule they break
 
@@ -412,6 +412,40 @@ class WaitsAndDoesNotAsk(Toy):
             super().want(cause)
 
 
+class ToleratesAnything(Toy):
+    """R1: where a rule lets some bytes differ, all may."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        said = facts.incarnation(segment.incarnation).said[SECONDARY].data
+        every = range(segment.start, segment.start + len(segment.packet.body))
+        loose = bool(facts.tolerances) and not segment.packet.syn and all(position in said for position in every)
+        return loose or super().content_matches(facts, segment)
+
+    def first_difference(self, facts: TcpFlow) -> tuple[Incarnation, int] | None:
+        return None if facts.tolerances else super().first_difference(facts)
+
+
+class ToleratesOneByteMore(Toy):
+    """R1: a window is longer than the rule says."""
+
+    def track(self, key: Key) -> Track:
+        track = super().track(key)
+        if isinstance(track.facts, TcpFlow):
+            rules = tolerances_of(self.config.rules, key)
+            track.facts.tolerances = [replace(rule, length=rule.length + 1) for rule in rules]
+        return track
+
+
+class ToleratesUpToTheEnd(Toy):
+    """R1: the byte that ends a value is not looked for."""
+
+    def track(self, key: Key) -> Track:
+        track = super().track(key)
+        if isinstance(track.facts, TcpFlow):
+            track.facts.tolerances = [replace(rule, until=None) for rule in tolerances_of(self.config.rules, key)]
+        return track
+
+
 class HasNoClock(Toy):
     """events: nothing ever waits too long."""
 
@@ -459,6 +493,14 @@ def ruled() -> list[Step]:
     """A datagram that both sides say, and that may leave by a commit only."""
     frame = wire.udp(wire.Path(), b"abc")
     return [Stop(0), Commit(1, 2), Feed(1, (frame,), 3), Feed(0, (frame,), 4), Stop(5), Commit(6, 6)]
+
+
+TOLERANT = Rules(tolerances=(ToleranceRule("id", b" id=", 3, ord("|")),))
+
+
+def tolerated(*said: bytes) -> list[Step]:
+    ours, theirs = (wire.tcp(wire.Path(), 9, 9, wire.ACK, body) for body in said)
+    return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
 
 
 def silences() -> Iterable[list[Step]]:
@@ -509,6 +551,9 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
     yield play(different_options(), Config())
     yield play(a_reset(), Config())
     yield play(ruled(), Config(rules=RULED))
+    for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),
+                 (b"the id=1234", b"the id=5678"), (b"the id=1|2", b"the id=123")):  # fmt: skip
+        yield play(tolerated(*said), Config(rules=TOLERANT))
     for schedule in silences():
         yield play(schedule, Config())
     for conversation in conversations():

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ipaddress
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path as FilePath
@@ -354,6 +356,15 @@ def test_the_core_refuses_what_makes_no_sense(what: str) -> None:
         Comparator(rules=rules)
     with pytest.raises(MisuseError):
         Engine(rules=rules)
+
+
+def test_a_mistake_ends_the_command_as_wrong_usage(tmp_path: FilePath) -> None:
+    (tmp_path / "rules.toml").write_text("[[policy]]\naction = 'drop'\n")
+    addresses = [f"--{port}=unix:{tmp_path}/{port}" for port in ("primary-in", "secondary-in", "outdev")]
+    command = [sys.executable, "-P", "-m", "coloproxy", "compare", *addresses, f"--rules={tmp_path}/rules.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert 'rules.toml:2: [[policy]] 1: action = "drop": not one of compare, pass, drop-secondary' in done.stderr
 
 
 def test_too_many_rules_for_the_core() -> None:

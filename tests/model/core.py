@@ -11,8 +11,23 @@ import wire
 from coloproxy import Comparator, Side
 from coloproxy.comparator import Emitted, Frame, Released
 from coloproxy.events import Divergence, FlowId, LimitHit
+from coloproxy.events import Tolerated as TolerationEvent
 from model.packet import Cls, Key
-from model.verdict import NEVER, Action, Cause, Config, Discard, Diverged, Emit, Event, Limit, Reason, Release, Want
+from model.verdict import (
+    NEVER,
+    Action,
+    Cause,
+    Config,
+    Discard,
+    Diverged,
+    Emit,
+    Event,
+    Limit,
+    Reason,
+    Release,
+    Tolerated,
+    Want,
+)
 
 
 def _address(family: int, text: str) -> bytes:
@@ -65,6 +80,11 @@ class Core:
             if isinstance(event, Divergence):
                 events.append(Diverged(cause, event.epoch, _key(event.flow), event.offset, event.context,
                                        event.primary, event.secondary))  # fmt: skip
+            elif isinstance(event, TolerationEvent):
+                key = _key(event.flow)
+                assert key is not None
+                events.append(Tolerated(event.rule, event.epoch, key, event.offset, event.context,
+                                        event.primary, event.secondary))  # fmt: skip
             elif isinstance(event, LimitHit):
                 events.append(Limit(cause, event.epoch))
             else:

@@ -7,7 +7,10 @@ from coloproxy.rules import Policy
 from model.facts import PROTECTED, Facts
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, TcpFlow
 from model.packet import Key
-from model.verdict import TIMEOUTS, Cause, Diverged, Event, Limit, Violation, Want
+from model.rules import fits, may_stand
+from model.verdict import TIMEOUTS, Cause, Diverged, Event, Limit, Tolerated, Violation, Want
+
+SAMPLE_EVERY = 1_000_000_000
 
 LIMIT_CAUSES = {
     Cause.LIMIT_FRAMES,
@@ -29,6 +32,8 @@ class EventJudge(Facts):
             self.wanted = event
             self.wants.append(event)
             self._judge_cause(event)
+        elif isinstance(event, Tolerated):
+            self._judge_tolerated(event)
         elif isinstance(event, Limit):
             if event.cause in self.limits or event.cause not in LIMIT_CAUSES:
                 raise Violation("events", f"{event} is told twice in one epoch, or is no limit")
@@ -50,6 +55,20 @@ class EventJudge(Facts):
             self.divergences.append(event)
             if self.live and event.key not in self.fragmented:
                 self._judge_divergence(event.key, event)
+
+    def _judge_tolerated(self, event: Tolerated) -> None:
+        rules = self.config.rules.tolerances
+        if event.rule >= len(rules) or not fits(rules[event.rule].match, event.key):
+            raise Violation("events", f"{event}, but no such rule fits that flow")
+        if self.now - self.sampled.get(event.rule, -SAMPLE_EVERY) < SAMPLE_EVERY:
+            raise Violation("events", f"{event}: a second sample of one rule within a second")
+        self.sampled[event.rule] = self.now
+        self.tolerated.append(event)
+        ours, theirs = event.primary[event.context :], event.secondary[event.context :]
+        if not ours or not theirs or ours[0] == theirs[0]:
+            raise Violation("events", f"{event}: the evidence shows no difference there")
+        if not may_stand(rules[event.rule], ours[0]) or not may_stand(rules[event.rule], theirs[0]):
+            raise Violation("events", f"{event}: that byte is not to be tolerated")
 
     def _judge_cause(self, event: Want) -> None:
         if event.cause in LIMIT_CAUSES:
@@ -93,7 +112,7 @@ class EventJudge(Facts):
             raise Violation("events", f"{event}: not a cause for a divergence")
 
     def _judge_datagram_divergence(self, flow: DatagramFlow, event: Diverged) -> None:
-        queued = [datagram for h in self.queues[flow.key] for datagram in h.packet.datagrams]
+        queued = [datagram for h in self.queues[flow.key] for datagram in flow.essence(h.packet)]
         bag = flow.bag()
         bag.subtract(queued)
         if not any(bag.values()):

@@ -11,8 +11,8 @@ from coloproxy.rules import Policy, Rules
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Segment, TcpFlow
 from model.fragments import Reassembly
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
-from model.rules import policy_of
-from model.verdict import Cause, Config, Diverged, Reason, Want
+from model.rules import policy_of, tolerances_of
+from model.verdict import Cause, Config, Diverged, Reason, Tolerated, Want
 
 ALONE, PROTECTED, STOPPED = "alone", "protected", "stopped"
 
@@ -63,6 +63,7 @@ class Facts:
         self.settled_divergence: set[Key] = set()  # told of in an earlier step
         self.timed_out: Diverged | None = None
         self.limits: set[Cause] = set()
+        self.sampled: dict[int, int] = {}  # by rule: when a sample was told last
         self.event_epochs: dict[int, int] = {}  # the implementation's epoch number -> ours
         self.epoch = 0
         self.overdue: dict[Cause, bool] = {}
@@ -70,6 +71,7 @@ class Facts:
         # for tests to ask
         self.history: list[Held] = []
         self.divergences: list[Diverged] = []
+        self.tolerated: list[Tolerated] = []
         self.timeouts: list[Diverged] = []
         self.wants: list[Want] = []
         self.released: list[tuple[int, bytes, Reason]] = []
@@ -243,7 +245,8 @@ class Facts:
 
     def _flow(self, key: Key) -> TcpFlow | DatagramFlow:
         if key not in self.flows:
-            self.flows[key] = TcpFlow(key) if key.cls == Cls.TCP else DatagramFlow(key)
+            tolerances = tolerances_of(self.config.rules, key)
+            self.flows[key] = TcpFlow(key, tolerances) if key.cls == Cls.TCP else DatagramFlow(key, tolerances)
         return self.flows[key]
 
     def _tcp_flows(self) -> Iterable[TcpFlow]:
@@ -272,11 +275,11 @@ class Facts:
         flow = self._flow(held.packet.key)
         if isinstance(flow, DatagramFlow):
             bag = flow.bag()
-            bag.subtract(d for h in self.queues[held.packet.key] for d in h.packet.datagrams)
+            bag.subtract(d for h in self.queues[held.packet.key] for d in flow.essence(h.packet))
             later = self.unanswered[self.unanswered.index(held) + 1 :]
-            same = Counter(d for h in later if h.packet.key == flow.key for d in h.packet.datagrams)
+            same = Counter(d for h in later if h.packet.key == flow.key for d in flow.essence(h.packet))
             return any(
-                bag[what] > same[what] for what in held.packet.datagrams
+                bag[what] > same[what] for what in flow.essence(held.packet)
             )  # of equal ones the first have been answered
         assert held.segment is not None
         return not flow.is_answered(held.segment)

@@ -8,9 +8,12 @@ said before it `covered`; what the secondary said before it is forgotten.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from coloproxy.rules import ToleranceRule
 from model.packet import Key, Packet, SynOptions
+from model.rules import mask, may_stand
 
 PRIMARY, SECONDARY = 0, 1
 
@@ -55,6 +58,7 @@ class Incarnation:
     released_end: int | None = None  # behind all that the client has got
     owed: list[tuple[int, int]] = field(default_factory=list)  # (ACK, time) of frames that left with it lowered
     differences: set[int] = field(default_factory=set)  # positions where both said another byte in this epoch
+    ever: dict[int, int] = field(default_factory=dict)  # what the primary ever said
 
     def is_covered(self, position: int) -> bool:
         return self.covered is not None and position < self.covered
@@ -79,8 +83,9 @@ class Segment:
 
 
 class TcpFlow:
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, tolerances: Sequence[ToleranceRule] = ()) -> None:
         self.key = key
+        self.tolerances = tolerances
         self.incarnations: dict[int, Incarnation] = {}
         self.current = [0, 0]  # the number of each side's incarnation
         self.said_incarnation = 0  # the primary's, of what it has said (placed frames may be ahead)
@@ -155,6 +160,8 @@ class TcpFlow:
         other = inc.said[1 - side].data
         for position, byte in enumerate(packet.body, segment.start):
             said.data.setdefault(position, byte)
+            if side == PRIMARY:
+                inc.ever.setdefault(position, byte)
             if other.get(position, byte) != byte and not inc.is_covered(position):
                 inc.differences.add(position)
         if segment.fin is not None:
@@ -191,9 +198,39 @@ class TcpFlow:
         inc = self.incarnation(segment.incarnation)
         said = inc.said[SECONDARY].data
         return all(
-            inc.is_covered(segment.start + index) or said.get(segment.start + index) == byte
+            inc.is_covered(segment.start + index)
+            or said.get(segment.start + index) == byte
+            or self.tolerates(inc, segment.start + index)
             for index, byte in enumerate(segment.packet.body)
         )
+
+    def tolerates(self, inc: Incarnation, position: int) -> bool:
+        """Both have said something there, and a rule lets it differ.
+
+        That is so if a text that both said ends before it, and all bytes from there on may stand in a window. More than
+        a comparator that looks at the stream once, from its beginning, may tolerate, where texts and windows overlap.
+        """
+        theirs = inc.said[SECONDARY].data.get(position)
+        if theirs is None or not self.tolerances:
+            return False
+        return any(
+            may_stand(rule, theirs)
+            and all(may_stand(rule, inc.ever.get(p, 0)) for p in range(start, position + 1))
+            and all(self._both_said(inc, start - len(rule.after) + i, byte) for i, byte in enumerate(rule.after))
+            for rule in self.tolerances
+            for start in range(position - rule.length + 1, position + 1)
+        )
+
+    def _both_said(self, inc: Incarnation, position: int, byte: int) -> bool:
+        theirs = inc.said[SECONDARY].data
+        return inc.ever.get(position) == byte and (inc.is_covered(position) or theirs.get(position) == byte)
+
+    def is_contiguous(self, segment: Segment) -> bool:
+        """Both have said all before it, or a commit covers it."""
+        inc = self.incarnation(segment.incarnation)
+        begin = inc.covered if inc.covered is not None else inc.zero
+        ours, theirs = (said.data for said in inc.said)
+        return begin is None or all(p in ours and p in theirs for p in range(begin, segment.start))
 
     def content_matches(self, segment: Segment) -> bool:
         """Everything but the ACK number has been said by the secondary, or is covered by a commit."""
@@ -219,9 +256,10 @@ class TcpFlow:
     def first_difference(self) -> tuple[Incarnation, int] | None:
         """Where both sides said another byte, if both have said all before it in this epoch."""
         for inc in self.incarnations.values():
-            if not inc.differences:
+            differences = {p for p in inc.differences if not self.tolerates(inc, p)}
+            if not differences:
                 continue
-            first = min(inc.differences)
+            first = min(differences)
             begin = inc.covered if inc.covered is not None else inc.zero
             ours, theirs = inc.said[PRIMARY].data, inc.said[SECONDARY].data
             if begin is not None and all(p in ours and p in theirs for p in range(begin, first)):
@@ -266,24 +304,29 @@ class TcpFlow:
 class DatagramFlow:
     """Datagrams of the secondary's that no primary frame has been released for, as a bag that remembers its order."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, tolerances: Sequence[ToleranceRule] = ()) -> None:
         self.key = key
+        self.tolerances = tolerances
         self.waiting: list[tuple[int, bytes]] = []
 
+    def essence(self, packet: Packet) -> list[tuple[int, bytes]]:
+        """What must be equal, datagram by datagram."""
+        return [(tag, mask(self.tolerances, body)) for tag, body in packet.datagrams]
+
     def say(self, packet: Packet) -> None:
-        self.waiting += packet.datagrams
+        self.waiting += self.essence(packet)
 
     def commit(self) -> None:
         self.waiting = []
 
     def matches(self, packet: Packet) -> bool:
-        return not Counter(packet.datagrams) - self.bag()
+        return not Counter(self.essence(packet)) - self.bag()
 
     def matches_within(self, packet: Packet, reach: int) -> bool:
-        return not Counter(packet.datagrams) - Counter(self.waiting[:reach])
+        return not Counter(self.essence(packet)) - Counter(self.waiting[:reach])
 
     def use(self, packet: Packet) -> None:
-        for datagram in packet.datagrams:
+        for datagram in self.essence(packet):
             self.waiting.remove(datagram)
 
     def bag(self) -> Counter[tuple[int, bytes]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from coloproxy.rules import Match, Policy, Rules
+from coloproxy.rules import Match, Policy, Rules, ToleranceRule
 from model.packet import Cls, Key
 
 WITH_PORTS = {Cls.TCP, Cls.UDP, Cls.DHCP}
@@ -31,3 +31,29 @@ def policy_of(rules: Rules, passed: Iterable[Cls], key: Key) -> Policy:
         if fits(rule.match, key):
             return rule.action
     return Policy.PASS if key.cls in passed else Policy.COMPARE
+
+
+def tolerances_of(rules: Rules, key: Key) -> tuple[ToleranceRule, ...]:
+    return tuple(rule for rule in rules.tolerances if fits(rule.match, key))
+
+
+def may_stand(rule: ToleranceRule, byte: int) -> bool:
+    """In a window."""
+    return 32 <= byte < 127 and byte != rule.until
+
+
+def mask(rules: Iterable[ToleranceRule], body: bytes) -> bytes:
+    """A datagram with a NUL for each byte that may be another; two that give the same are equal."""
+    out, at, text = bytearray(body), 0, b""
+    while at < len(body):
+        text += body[at : at + 1]
+        at += 1
+        for rule in rules:
+            if text.endswith(rule.after):
+                end = min(at + rule.length, len(body))
+                while at < end and may_stand(rule, body[at]):
+                    out[at] = 0
+                    at += 1
+                text = b""
+                break
+    return bytes(out)

@@ -13,6 +13,7 @@ A case is a list of rows; a row is a step and what it makes the comparator do:
     "p2^7"      ... with its ACK number lowered to 7
     "ack7"      an ACK of the comparator's own tells 7
     "!payload@3"  a divergence at stream offset 3; "!timeout:ack" when something has waited too long
+    "tolerated@7"  a sample of what a rule tolerates
     "want:fin"  a checkpoint is wanted; "limit:frames" a limit is told of
     "s1 no"     the secondary's first frame was refused
 
@@ -32,7 +33,7 @@ from model.flow import PRIMARY, SECONDARY, near
 from model.oracle import Oracle
 from model.packet import parse
 from model.run import Abort, Alone, Commit, Feed, Run, Step, Stop, Tick
-from model.verdict import Action, Cause, Config, Diverged, Emit, Event, Limit, Release, Subject, Want
+from model.verdict import Action, Cause, Config, Diverged, Emit, Event, Limit, Release, Subject, Tolerated, Want
 
 MICROSECOND, MILLISECOND = 1_000, 1_000_000
 TIMEOUT_MS = 3000
@@ -246,6 +247,8 @@ class Table:
 
 
 def _event(event: Event) -> str:
+    if isinstance(event, Tolerated):
+        return f"tolerated@{event.offset}"
     name = event.cause.name.lower().replace("_", "-")
     if isinstance(event, Want):
         return f"want:{name}"

@@ -16,7 +16,7 @@ import wire
 from coloproxy.rules import Policy
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
-from model.rules import policy_of
+from model.rules import policy_of, tolerances_of
 from model.verdict import (
     NEVER,
     Action,
@@ -220,7 +220,8 @@ class Toy:
 
     def track(self, key: Key) -> Track:
         if key not in self.tracks:
-            self.tracks[key] = Track(TcpFlow(key) if key.cls == Cls.TCP else DatagramFlow(key))
+            rules = tolerances_of(self.config.rules, key)
+            self.tracks[key] = Track(TcpFlow(key, rules) if key.cls == Cls.TCP else DatagramFlow(key, rules))
         return self.tracks[key]
 
     def say(self, item: Item) -> None:
@@ -429,14 +430,14 @@ class Toy:
         return context, both[PRIMARY], both[SECONDARY]
 
     def look_for_overtaken(self, track: Track, facts: DatagramFlow) -> None:
-        bodies = [datagram for item in track.queue for datagram in item.packet.datagrams]
+        bodies = [datagram for item in track.queue for datagram in facts.essence(item.packet)]
         ours_passed = bool(bodies) and bodies[0] not in facts.waiting and any(b in facts.waiting for b in bodies[1:])
         if not ours_passed:
             track.overtaken_since = None
         elif track.overtaken_since is None:
             track.overtaken_since = self.now
         elif self.now - track.overtaken_since >= self.config.reorder_window:
-            self.diverge(track, Cause.DATAGRAM, 0, 0, bodies[0][1][:96], b"")
+            self.diverge(track, Cause.DATAGRAM, 0, 0, track.queue[0].packet.body[:96], b"")
 
     def diverge(
         self, track: Track, cause: Cause, offset: int = 0, context: int = 0, ours: bytes = b"", theirs: bytes = b""
@@ -450,8 +451,8 @@ class Toy:
             assert item.segment is not None
             return track.facts.is_answered(item.segment)
         bag = track.facts.bag()
-        bag.subtract(datagram for queued in track.queue for datagram in queued.packet.datagrams)
-        return all(bag[datagram] <= 0 for datagram in item.packet.datagrams)
+        bag.subtract(datagram for queued in track.queue for datagram in track.facts.essence(queued.packet))
+        return all(bag[datagram] <= 0 for datagram in track.facts.essence(item.packet))
 
     def owed_times(self, track: Track) -> list[int]:
         if isinstance(track.facts, DatagramFlow):

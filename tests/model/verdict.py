@@ -92,7 +92,18 @@ class Limit:
     epoch: int
 
 
-Event = Want | Diverged | Limit
+@dataclass(frozen=True)
+class Tolerated:
+    rule: int
+    epoch: int
+    key: Key
+    offset: int
+    context: int
+    primary: bytes
+    secondary: bytes
+
+
+Event = Want | Diverged | Limit | Tolerated
 
 
 @dataclass(frozen=True)
