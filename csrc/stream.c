@@ -105,7 +105,7 @@ void colo_stream_note_committed(colo_comparator *c, struct colo_flow *flow, cons
     const struct colo_tcp *tcp = &flow->u.tcp;
     const uint8_t *from;
 
-    if (!state || tcp->unsure || !colo_stream_has_range(rec))
+    if (!state || !colo_stream_has_range(rec))
         return;
     if (state->base != tcp->p_base)
         colo_tolerance_seek(state, tcp->p_base, tcp->match);

@@ -221,6 +221,38 @@ def test_the_event_names_the_flow() -> None:
     assert comparator.counters().discarded[Reason.IGNORED] == 1
 
 
+def test_what_waits_for_a_commit_or_passes_takes_no_place_in_the_flow_table() -> None:
+    for action in (Policy.PASS, Policy.DROP_SECONDARY):
+        comparator = Comparator(rules=Rules((PolicyRule("all", action),)), max_flows=1)
+        comparator.commit(0, 0)
+        for stopped in (False, True):
+            if stopped:
+                comparator.stop(5)
+            comparator.feed(Side.PRIMARY, [wire.tcp(Path(dport=port), 9, 9, wire.ACK, b"x") for port in range(9)], 6)
+            comparator.commit(7, 7)
+            assert len(comparator.actions()) == 9
+            assert comparator.counters().flows == 0
+
+
+FRAGMENTS = [wire.ip(Path(), 50, bytes(range(16)), fragment=0x2000), wire.ip(Path(), 50, bytes(range(16)), fragment=2)]
+
+
+def test_fragments_by_each_action() -> None:
+    """Their datagram decides, once it is whole; then they leave, or wait, as it does."""
+    for action, first, second in (
+        ("pass", "p1 p2", ""),
+        ("drop-secondary", "want:policy", ""),
+        ("compare", "", "p1 p2"),
+    ):
+        rows: list[Row] = [
+            (p_raw(FRAGMENTS[0]), ""),
+            (p_raw(FRAGMENTS[1]), first),
+            ([s_raw(frame) for frame in FRAGMENTS], second),
+            (commit(), "p1 p2" if action == "drop-secondary" else ""),
+        ]
+        play(ruled(f"[[policy]]\naction = '{action}'\nprotocol = 'esp'"), rows)
+
+
 # ------------------------------------------------------------------ any rules, any frames
 
 PORTS = ((0, 65535), (80, 80), (1000, 1001), (40001, 65535))

@@ -178,6 +178,18 @@ TCP: dict[str, tuple[str, list[Row]]] = {
             (s(0, "token=22 xtoken=22"), "tolerated@6 tolerated@16 !payload@17 want:payload"),
         ],
     ),
+    "a text that ends within another one": (
+        "[[tolerance]]\nafter = 'xtoken=yyy'\nlength = 1\n[[tolerance]]\nafter = 'token='\nlength = 1",
+        [*OPEN, (p(0, "xtoken=1"), ""), (s(0, "xtoken=2"), "p2 tolerated@7")],
+    ),
+    "a text does not go on behind a window": (
+        "[[tolerance]]\nafter = 'aaaa'\nlength = 1",
+        [*OPEN, (p(0, "aaaa1a1"), ""), (s(0, "aaaa2a2"), "tolerated@4 !payload@6 want:payload")],
+    ),
+    "a rule for other flows, beside one that fits": (
+        "[[tolerance]]\nafter = 'token='\nlength = 1\nvm_port = 81\n[[tolerance]]\nafter = 'other='\nlength = 1",
+        [*OPEN, (p(0, "token=1"), ""), (s(0, "token=2"), "!payload@6 want:payload")],
+    ),
     "a rule for other flows": (
         DATE + "\nvm_port = 81",
         [*OPEN, (p(0, A), ""), (s(0, B), "!payload@8 want:payload")],
@@ -242,6 +254,30 @@ TCP: dict[str, tuple[str, list[Row]]] = {
             (commit(), "p2"),
             (p(7, A[7:]), ""),
             (s(7, B[7:]), "!payload@8 want:payload"),
+        ],
+    ),
+    "a text of which the middle is unseen": (
+        DATE,
+        [
+            *OPEN,
+            (p(0, "x\nDa"), ""),
+            (s(0, "x\nDa"), "p2"),
+            (p(6, "zz"), ""),
+            (commit(), "p3"),
+            (p(8, "te: 1"), ""),
+            (s(8, "te: 2"), "!payload@12 want:payload"),
+        ],
+    ),
+    "a connection that opened while the VMs stood still": (
+        DATE,
+        [
+            (stop(), ""),
+            (p_syn(), ""),
+            (p(0, A[:5]), ""),
+            (resume(), ""),
+            (commit(), "p1 p2"),
+            (p(5, A[5:]), ""),
+            (s(5, B[5:]), "p3 tolerated@8"),
         ],
     ),
     "a commit releases what differs outside": (
@@ -520,6 +556,18 @@ def test_counters_and_the_event() -> None:
     assert (event.primary, event.secondary) == (b"a time=11", b"a time=12")
     counters = comparator.counters()
     assert (counters.tolerated, counters.tolerated_by[:3]) == (5, (0, 5, 0))
+
+
+def test_a_flow_in_the_place_of_another_has_its_own_rules() -> None:
+    comparator = Comparator(rules=parse_rules("[[tolerance]]\nafter = 'time='\nlength = 1\nvm_port = 53"), max_flows=2)
+    comparator.commit(0, 0)
+    for now, port in enumerate((53, 54, 55, 56, 53, 57, 58), 1):
+        comparator.feed(Side.PRIMARY, [wire.udp(Path(sport=port), b"time=1")], now)
+        comparator.feed(Side.SECONDARY, [wire.udp(Path(sport=port), b"time=2")], now)
+        released = any(isinstance(action, Released) for action in comparator.actions())
+        assert released == (port == 53)
+        comparator.commit(now + 1, now + 1)
+        comparator.actions()
 
 
 BAD = {
