@@ -33,6 +33,8 @@ def make_chaos(dice: Dice, steps: int = 40) -> list[Step]:
         if what <= 15:
             side = dice.pick(0, 1) if stopped is None else PRIMARY
             frames = tuple(_tcp(dice, side, epoch, generation, cloned) for _ in range(dice.pick(1, 3)))
+            if dice.chance(3):
+                frames += tuple(any_fragment(dice) for _ in range(dice.pick(1, 6)))
             out.append(Feed(side, frames, now))
             history += [(now, port, generation[PRIMARY, port]) for port in (0, 1)] if side == PRIMARY else []
         elif what == 16:
@@ -134,6 +136,19 @@ def make_garbage(dice: Dice, steps: int = 30) -> list[Step]:
     return out
 
 
+def any_fragment(dice: Dice) -> bytes:
+    """Of few datagrams, all to one client: they meet often, agree now and then, and contradict each other often."""
+    path = dice.choose((Path(), Path.v6()))
+    port = dice.choose((9, 9, 10))
+    frame = wire.udp(replace(path, dport=port), text(port, 40))
+    low = 8 * dice.pick(0, 5)
+    last = dice.chance(3)
+    high = 48 if last else low + 8 * dice.pick(1, 3)
+    if dice.chance(20):
+        high += dice.pick(0, 9)
+    return wire.fragment(frame, low, high, not last, dice.pick(1, 3))
+
+
 def _any_frame(dice: Dice) -> bytes:
     path = dice.choose((Path(), Path(vlans=(5,)), Path.v6(), Path.v6(3, extensions=(0, 43, 60)), Path(pad=True)))
     path = replace(path, dport=1000 + dice.pick(0, 1))
@@ -150,7 +165,7 @@ def _any_frame(dice: Dice) -> bytes:
     if kind == 5:
         return wire.ip(path, dice.choose((wire.GRE, wire.SCTP, 200)), body)
     if kind == 6:
-        return wire.ip(replace(path, family=4, vm=bytes(4), client=bytes(4)), wire.UDP, body, fragment=0x2000)
+        return any_fragment(dice)
     if kind == 7:
         return dice.choose(tuple(wire.PASS_FRAMES.values()))()
     return random.Random(dice.pick(0, 99)).randbytes(dice.pick(0, 80))

@@ -301,6 +301,18 @@ def _make_talk(dice: Dice, path: Path, index: int, epoch: int, epochs: int, open
     return _Talk(c, epoch, [*ends, len(c.stream)], acks)
 
 
+def cut_frame(dice: Dice, frame: bytes, ident: int) -> list[bytes]:
+    """An IP frame as fragments. Now and then neighbours overlap, with the same bytes (IPv4)."""
+    is_ipv4 = frame[12:14] == b"\x08\x00"
+    length = len(frame) - (34 if is_ipv4 else 54)
+    points = [0, *(p for p in dice.choose(((8,), (16,), (8, 16))) if p < length), length]
+    overlap = 8 if is_ipv4 and len(points) == 3 and dice.chance(3) else 0  # none may become superfluous
+    return [
+        wire.fragment(frame, low, high + (overlap if high + overlap < length else 0), high < length, ident)
+        for low, high in pairwise(points)
+    ]
+
+
 def datagrams(dice: Dice, index: int, side: int, epoch: int, count: int) -> list[Sent]:
     path = replace(make_path(Dice(lambda low, _: low), index), family=4, vm=bytes([10, 0, 0, 1]), dport=50000 + index)
     kind = index % 4
@@ -316,7 +328,10 @@ def datagrams(dice: Dice, index: int, side: int, epoch: int, count: int) -> list
             frame = wire.echo_reply(Path.v6(9), 78, number // 2, noise=noise)
         else:
             frame = wire.ip(path, wire.GRE, body, noise)
-        out.append(Raw(path, side, epoch, frame))
+        pieces = [frame]
+        if dice.chance(4):
+            pieces = cut_frame(dice, frame, 1000 * epoch + 100 * index + 2 * number + side)
+        out += [Raw(path, side, epoch, piece) for piece in pieces]
     return dice.swap_neighbours(out, 3)
 
 

@@ -7,6 +7,7 @@ begins with the rule that it breaks, as the oracle names it.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +16,8 @@ import pytest
 import wire
 from chaos import make_chaos
 from conversation import Conversation, Dice, make_conversation
-from model.flow import SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
+from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
+from model.fragments import Reassembly, name_of, put_together
 from model.minimise import minimise
 from model.oracle import Oracle
 from model.packet import PASSED_BY_DEFAULT, Key, Packet, SynOptions
@@ -156,7 +158,7 @@ class LosesFramesAtTheCommit(Toy):
 
 
 class DropsWhenFull(Toy):
-    """R2/R4: what has no room is thrown away, as a full queue of colo-compare's does."""
+    """R2/R4/limits: what has no room is thrown away, as a full queue of colo-compare's does."""
 
     def feed(self, side: int, frames: object, now: int) -> int:
         offered = list(frames)  # type: ignore[call-overload]
@@ -221,6 +223,125 @@ class MatchesDatagramsByLength(Toy):
                 return
             del track.facts.waiting[lengths.index(len(track.queue[0].packet.body))]
             self.release_first(track, Reason.MATCHED)
+
+
+class ComparesFragmentByFragment(Toy):
+    """R1: a fragment leaves when the secondary has sent its equal, whatever becomes of the rest."""
+
+    def join(self, item: Item) -> None:
+        super().join(item)
+        said = [(i.packet.start, i.packet.body) for i in self.loose if i.side == SECONDARY]
+        for ours in [i for i in self.loose if i.side == PRIMARY and (i.packet.start, i.packet.body) in said]:
+            self.loose.remove(ours)
+            self.leave(ours, ours.data, Reason.MATCHED)
+
+
+class ReassemblyWithHoles(Reassembly[Item]):
+    """Whole when its last fragment is there: what is missing is zeros."""
+
+    def add(self, piece: Item) -> tuple[bytes, list[Item]] | None:
+        done = super().add(piece)
+        parts = self.waiting.get(name_of(piece.packet))
+        if done is not None or parts is None:
+            return done
+        packets = [p.packet for p in parts.pieces]
+        first = [p for p in packets if p.start == 0]
+        last = [p for p in packets if not p.more]
+        if not first or not last:
+            return None
+        zeros = dataclasses.replace(first[0], body=bytes(last[0].start))
+        whole = put_together([zeros, *packets])
+        del self.waiting[name_of(piece.packet)]
+        return None if whole is None else (whole, parts.pieces)
+
+
+class TakesTheFirstAndTheLastForAll(Toy):
+    """R1/R4: a datagram with a fragment missing counts as whole."""
+
+    def reassembler(self) -> Reassembly[Item]:
+        return ReassemblyWithHoles()
+
+
+class TrustingReassembly(Reassembly[Item]):
+    """Fragments that contradict each other: the one that comes last wins."""
+
+    def add(self, piece: Item) -> tuple[bytes, list[Item]] | None:
+        done = super().add(piece)
+        parts = self.waiting.get(name_of(piece.packet))
+        if done is not None or parts is None:
+            return done
+        whole = put_together([p.packet for p in parts.pieces])
+        if whole is None:
+            return None
+        del self.waiting[name_of(piece.packet)]
+        return whole, parts.pieces
+
+
+class TrustsContradictingFragments(Toy):
+    """R1/R4."""
+
+    def reassembler(self) -> Reassembly[Item]:
+        return TrustingReassembly()
+
+
+class KeepsOldFragments(Toy):
+    """R1/live: a datagram of the secondary's may be half of the old epoch."""
+
+    def forget_fragments(self) -> None:
+        theirs = dict(self.reassembly[SECONDARY].waiting)
+        super().forget_fragments()
+        self.reassembly[SECONDARY].waiting.update(theirs)
+
+    def drop_fragments(self, latest: int) -> None:
+        super().drop_fragments(latest if latest != NEVER else -1)
+
+
+class LeavesTheLastFragmentFirst(Toy):
+    """R4."""
+
+    def leave(self, item: Item, data: bytes, reason: Reason) -> None:
+        super().leave(dataclasses.replace(item, parts=item.parts[::-1]), data, reason)
+
+
+class KeepsAFragmentBack(Toy):
+    """R2/R4: a datagram leaves, and one of its fragments stays."""
+
+    def leave(self, item: Item, data: bytes, reason: Reason) -> None:
+        super().leave(dataclasses.replace(item, parts=item.parts[:-1]), data, reason)
+
+
+class ForgetsFragmentsAtTheCommit(Toy):
+    """R2: fragments whose datagram is not whole are lost."""
+
+    def free_fragments(self, resumed: int) -> None:
+        self.loose = [item for item in self.loose if item.side == SECONDARY]
+
+
+class DropsFragmentsAtOnce(Toy):
+    """live: the secondary's datagrams in fragments are thrown away."""
+
+    def join(self, item: Item) -> None:
+        super().join(item)
+        self.drop_fragments(NEVER)
+
+
+class HoldsFragments(Toy):
+    """live: a datagram in fragments only leaves by a commit."""
+
+    def release_ready(self, track: Track) -> None:
+        if not (track.queue and track.queue[0].parts):
+            super().release_ready(track)
+
+
+class WaitsForEverForFragments(Toy):
+    """events: nobody asks for a checkpoint for what is never whole."""
+
+    def deadline(self) -> int:
+        loose, self.loose = self.loose, []
+        try:
+            return super().deadline()
+        finally:
+            self.loose = loose
 
 
 class ComparesFramesNotStreams(Toy):
@@ -509,6 +630,19 @@ def silences() -> Iterable[list[Step]]:
         yield [Stop(0), Commit(1, 2), Feed(side, (frame,), 3), Tick(4_000_000_000)]
 
 
+def half_datagrams() -> Iterable[list[Step]]:
+    whole = wire.udp(wire.Path(), bytes(range(8)) + bytes(16) + bytes(range(20)))
+    all_three = first, second, third = tuple(wire.fragments(whole, (16, 32)))
+    other = wire.fragment(wire.udp(wire.Path(), b"\1" * 44), 16, 32, more=True)
+    begin: list[Step] = [Stop(0), Commit(1, 2)]
+    yield [*begin, Feed(1, all_three, 3), Feed(0, (first, third), 4), Feed(0, (second,), 5)]
+    yield [*begin, Feed(0, (first, second), 3), Tick(4_000_000_000)]
+    yield [*begin, Feed(1, (first, second), 3), Stop(4), Commit(5, 5), Feed(0, all_three, 6), Feed(1, (third,), 7)]
+    yield [*begin, Feed(0, (first, other, second, third), 3), Feed(1, (whole,), 4), Stop(5), Commit(6, 6)]
+    split: list[Step] = [Feed(0, (first,), 3), Stop(4), Feed(0, (second,), 6), Commit(5, 7), Feed(0, (third,), 8)]
+    yield [*begin, *split, Commit(9, 9)]
+
+
 def a_reset() -> list[Step]:
     return [Stop(0), Commit(1, 2), Feed(0, (wire.tcp(wire.Path(), 9, 9, wire.ACK | wire.RST),), 3)]
 
@@ -554,7 +688,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
     for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),
                  (b"the id=1234", b"the id=5678"), (b"the id=1|2", b"the id=123")):  # fmt: skip
         yield play(tolerated(*said), Config(rules=TOLERANT))
-    for schedule in silences():
+    for schedule in (*silences(), *half_datagrams()):
         yield play(schedule, Config())
     for conversation in conversations():
         config = Config(keep_gap=conversation.keep_gap)

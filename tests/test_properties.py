@@ -39,6 +39,7 @@ TIGHT: dict[str, Any] = {
     "max_bytes": 6000,
     "max_flows": 3,
     "max_flow_frames": 8,
+    "max_fragments": 5,
     "max_flow_bytes": 2500,
 }
 

@@ -17,7 +17,8 @@ import wire
 from conversation import EDGES, Dice, make_noise
 from model.facts import PROTECTED
 from model.flow import PRIMARY, SECONDARY, near
-from model.packet import Cls, parse
+from model.fragments import Reassembly
+from model.packet import Cls, Packet, parse
 from model.run import Abort, Alone, Commit, Feed, Run, Step, Stop, Tick
 from model.verdict import Emit, Release, Violation
 from wire import Noise, Options, Path
@@ -46,6 +47,7 @@ class VM:
     requests: int = 0  # of all connections: the order in which they came shows in the answers
     mood: int = 0  # what deterministic computation can't foretell
     datagrams: set[bytes] = field(default_factory=set)
+    idents: int = 0  # of its fragmented datagrams
 
     def receive(self, flow: int, start: int, end: int) -> None:
         server = self.servers.get(flow)
@@ -78,6 +80,12 @@ class Client:
     told: int = 0  # of its own bytes
 
 
+@dataclass(frozen=True)
+class Fragment:
+    packet: Packet
+    time: int = 0
+
+
 class World:
     """`act` performs one step, chosen by a Dice; the Run feeds the comparator and its oracle."""
 
@@ -89,6 +97,7 @@ class World:
         self.wires: list[deque[tuple[bytes, bool]]] = [deque(), deque()]  # frame; whether it is of the old epoch
         self.clients: dict[int, Client] = {}
         self.client_datagrams: set[bytes] = set()
+        self.client_fragments: Reassembly[Fragment] = Reassembly()
         self.phase = "run"  # run, stopped, loaded, resumed
         self.resumed = 0
         self.moods = 0
@@ -167,7 +176,9 @@ class World:
         vm = self.vms[side]
         if index == DATAGRAMS:
             frame = wire.udp(Path(dport=999), vm.answer(start), make_noise(self.dice, side, 0))
-            self.wires[side].append((frame, False))
+            vm.idents += 1
+            frames = wire.fragments(frame, (8,), vm.idents) if self.dice.chance(4) else [frame]
+            self.wires[side].extend((frame, False) for frame in frames)
         elif start < 0:
             if index not in vm.servers:
                 isn = (self.dice.choose(EDGES) - 20 + side * 2**30) % 2**32
@@ -275,6 +286,11 @@ class World:
 
     def _client_receives(self, data: bytes) -> None:
         packet = parse(data)
+        if packet.cls == Cls.FRAGMENT:
+            done = self.client_fragments.add(Fragment(packet))
+            if done is None:
+                return
+            packet = parse(done[0])
         if packet.cls == Cls.UDP:
             self.client_datagrams.add(packet.body)
             return

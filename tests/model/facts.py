@@ -105,7 +105,9 @@ class Facts:
         flow = self._flow(held.packet.key)
         if isinstance(flow, TcpFlow) and self.mode != ALONE:
             held.segment = flow.place(PRIMARY, held.packet)
-        self.queues[held.packet.key].append(held)
+        queue = self.queues[held.packet.key]
+        later = sum(other.name > held.name for other in queue)  # queued, but not judged, while the VMs stood still
+        queue.insert(len(queue) - later, held)
 
     def _take_fragment(self, held: Held) -> None:
         """It waits, or completes a datagram, which takes its place in its flow when it is whole."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import wire
 
 from coloproxy.rules import Policy
 from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
+from model.fragments import Reassembly
 from model.packet import PASSED_BY_DEFAULT, Cls, Key, Packet, parse
 from model.rules import policy_of, tolerances_of
 from model.verdict import (
@@ -43,6 +44,7 @@ class Item:
     packet: Packet
     time: int
     segment: Segment | None = None
+    parts: tuple[Item, ...] = ()  # the fragments of a datagram that came in several frames
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Toy:
         self.before_stop = ALONE
         self.tracks: dict[Key, Track] = {}
         self.gap: list[Item] = []
+        self.reassembly = (self.reassembler(), self.reassembler())
+        self.loose: list[Item] = []  # fragments of both sides whose datagram is not whole
         self.actions: list[Action] = []
         self.events: list[Event] = []
         self.epoch = 0
@@ -96,7 +100,10 @@ class Toy:
             return NEVER
         times = [track.overtaken_since + self.config.reorder_window for track in self.tracks.values()
                  if track.overtaken_since is not None and not track.diverged]  # fmt: skip
+        times += [since + self.config.compare_timeout for item in self.loose if item.side == SECONDARY
+                  and (since := self.reassembly[SECONDARY].since(item)) is not None]  # fmt: skip
         if not self.wanted:
+            times += [i.time + self.config.compare_timeout for i in self.loose if i.side == PRIMARY]
             for track in self.tracks.values():
                 times += [item.time + self.config.compare_timeout for item in track.queue[:1]]
                 times += [t.time + self.config.compare_timeout for t in track.theirs if not self.is_answered(track, t)]
@@ -109,6 +116,9 @@ class Toy:
         if self.mode != PROTECTED:
             return
         latest = now - self.config.compare_timeout
+        self.drop_fragments(latest)
+        if any(item.time <= latest for item in self.loose if item.side == PRIMARY):
+            self.want(Cause.PRIMARY_TIMEOUT)
         for track in self.tracks.values():
             if any(item.time <= latest for item in track.queue[:1]):
                 self.want(Cause.PRIMARY_TIMEOUT)
@@ -131,20 +141,26 @@ class Toy:
             self.tracks = {}
         for item in gap:
             if item.side == PRIMARY and self.is_before(item, resumed):
-                self.say(item)
+                if item.packet.cls == Cls.FRAGMENT:
+                    self.loose.append(item)
+                else:
+                    self.say(item)
+        self.drop_fragments(NEVER)
+        self.free_fragments(resumed)
         self.flush(resumed)
         for track in self.tracks.values():
             self.forget(track)
         self.mode = PROTECTED
         self.new_epoch()
+        self.forget_fragments()
         for item in gap:
             if item.side == PRIMARY:
                 if not self.is_before(item, resumed):
-                    self.say(item)
+                    self.take_up(item)
             elif self.is_stale(item, resumed):
                 self.actions.append(Discard(item.name, Reason.STALE))
             else:
-                self.say(item)
+                self.take_up(item)
         self.settle()
 
     def abort(self, now: int) -> None:
@@ -155,7 +171,9 @@ class Toy:
         gap, self.gap = self.gap, []
         for item in gap:
             if self.mode == PROTECTED:
-                self.say(item)
+                self.take_up(item)
+            elif item.packet.cls == Cls.FRAGMENT:
+                self.leave(item, item.data, Reason.ALONE)
             elif item.side == PRIMARY:
                 self.release_first(self.track(item.packet.key), Reason.ALONE)
             else:
@@ -164,7 +182,13 @@ class Toy:
 
     def alone(self, now: int) -> None:
         self.now = now
+        fragments = [item for item in self.gap if item.packet.cls == Cls.FRAGMENT]
+        for item in [*self.loose, *fragments]:
+            self.leave(item, item.data, Reason.ALONE)
+        self.loose = []
         for item in self.gap:
+            if item in fragments:
+                continue
             if item.side == PRIMARY:
                 self.say(item)
             else:
@@ -178,28 +202,79 @@ class Toy:
         self.new_epoch()
         self.settle()
 
+    # ---- fragments
+
+    def reassembler(self) -> Reassembly[Item]:
+        return Reassembly()
+
+    def join(self, item: Item) -> None:
+        """It waits, or completes its datagram."""
+        self.loose.append(item)
+        done = self.reassembly[item.side].add(item)
+        if done is None:
+            return
+        data, parts = done
+        self.loose = [other for other in self.loose if not any(other is part for part in parts)]
+        packet = replace(parse(data), auth=True)
+        self.take_in(Item(item.name, item.side, data, packet, item.time, parts=tuple(parts)))
+
+    def free_fragments(self, resumed: int) -> None:
+        """Before a flush: a datagram that began before the cut and ended behind it is none."""
+        for track in self.tracks.values():
+            for item in [i for i in track.queue if i.parts and not self.is_before(i, resumed)]:
+                track.queue.remove(item)
+                self.loose += item.parts
+        for item in [i for i in self.loose if i.side == PRIMARY and self.is_before(i, resumed)]:
+            self.loose.remove(item)
+            self.leave(item, item.data, Reason.COMMITTED)
+
+    def drop_fragments(self, latest: int) -> None:
+        """Of the secondary's, all of a datagram whose first came by then."""
+        theirs = self.reassembly[SECONDARY]
+        for item in [i for i in self.loose if i.side == SECONDARY and (theirs.since(i) or 0) <= latest]:
+            self.loose.remove(item)
+            if theirs.since(item) is not None:
+                theirs.remove(item)
+            self.leave(item, item.data, Reason.STALE)
+
+    def forget_fragments(self) -> None:
+        """A new epoch: what waits is looked at anew."""
+        waiting, self.loose = self.loose, []
+        for side in self.reassembly:
+            side.clear()
+        for item in sorted(waiting, key=lambda item: item.name):
+            self.join(item)
+
     # ---- frames come in
 
     def has_room(self, size: int) -> bool:
         held = [item for track in self.tracks.values() for item in track.queue]
         held += [item for item in self.gap if item.side == SECONDARY]
+        held = [part for item in held for part in item.parts or (item,)] + self.loose
+        held += [item for item in self.gap if item.side == PRIMARY and item.packet.cls == Cls.FRAGMENT]
         return len(held) < self.config.max_frames and sum(len(i.data) for i in held) + size <= self.config.max_bytes
 
     def take_in(self, item: Item) -> None:
         if self.passes(item.packet):
-            if item.side == PRIMARY:
-                self.actions.append(Release(item.name, item.data, Reason.PASSED))
-            else:
-                self.actions.append(Discard(item.name, Reason.PASSED))
+            self.leave(item, item.data, Reason.PASSED)
             return
         if item.side == SECONDARY and self.waits_for_commit(item.packet.key):
-            self.actions.append(Discard(item.name, Reason.IGNORED))
+            self.leave(item, item.data, Reason.IGNORED)
+            return
+        if item.packet.cls == Cls.FRAGMENT and not item.parts:
+            if self.mode == STOPPED:
+                self.gap.append(item)
+            elif self.mode == PROTECTED:
+                self.join(item)
+            else:
+                self.leave(item, item.data, Reason.ALONE)
             return
         track = self.track(item.packet.key)
         if item.side == PRIMARY:
             if isinstance(track.facts, TcpFlow):
                 item.segment = track.facts.place(PRIMARY, item.packet)
             track.queue.append(item)
+            track.queue.sort(key=lambda queued: queued.name)  # a datagram's last fragment tells its place
         if self.mode == STOPPED:
             self.gap.append(item)
         elif self.mode == PROTECTED:
@@ -224,6 +299,13 @@ class Toy:
             self.tracks[key] = Track(TcpFlow(key, rules) if key.cls == Cls.TCP else DatagramFlow(key, rules))
         return self.tracks[key]
 
+    def take_up(self, item: Item) -> None:
+        """Read while stopped, and of this epoch."""
+        if item.packet.cls == Cls.FRAGMENT:
+            self.join(item)
+        else:
+            self.say(item)
+
     def say(self, item: Item) -> None:
         """The frame counts in this epoch."""
         track = self.track(item.packet.key)
@@ -237,9 +319,16 @@ class Toy:
             self.want(Cause.POLICY)
         if item.side == SECONDARY:
             track.theirs.append(item)
-            self.actions.append(Discard(item.name, Reason.MATCHED))
+            self.leave(item, item.data, Reason.MATCHED)
 
     # ---- frames go out
+
+    def leave(self, item: Item, data: bytes, reason: Reason) -> None:
+        for part in item.parts or (item,):
+            if item.side == SECONDARY:
+                self.actions.append(Discard(part.name, reason))
+            else:
+                self.actions.append(Release(part.name, part.data if item.parts else data, reason))
 
     def settle(self) -> None:
         if self.mode == STOPPED:
@@ -308,7 +397,7 @@ class Toy:
                 inc.released_end = segment.end if inc.released_end is None else max(inc.released_end, segment.end)
         if not item.packet.rst:
             track.latest = item
-        self.actions.append(Release(item.name, data, reason))
+        self.leave(item, data, reason)
 
     def lower(self, item: Item, ack: int) -> bytes:
         """The frame with a lower ACK number; RFC 1624 for the checksum."""
