@@ -33,6 +33,8 @@ __all__ = [
     "fill_rules",
     "load_rules",
     "parse_rules",
+    "rules_document",
+    "rules_from_document",
 ]
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -133,6 +135,11 @@ def parse_rules(text: str, source: str = "rules") -> Rules:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RulesError(f"{source}: {error}") from error
+    return rules_from_document(document, source, text)
+
+
+def rules_from_document(document: Mapping[str, Any], source: str = "rules", text: str = "") -> Rules:
+    """Rules from a rules file's tables, as TOML or JSON give them; ``text``: for lines in errors. Raises RulesError."""
     for key in document:
         if key not in _KINDS:
             raise RulesError(f"{source}: {key!r}: unknown, it must be one of {', '.join(_KINDS)}")
@@ -146,6 +153,31 @@ def parse_rules(text: str, source: str = "rules") -> Rules:
         places = [_Place(source, text, kind, number) for number in range(1, len(tables) + 1)]
         made[kind] = tuple(make(_Table(place, table)) for place, table in zip(places, tables, strict=True))
     return Rules(policies=made["policy"], tolerances=made["tolerance"])
+
+
+def rules_document(rules: Rules) -> dict[str, list[dict[str, Any]]]:
+    """The tables of a file with these rules, for JSON: ``rules_from_document`` gives the same rules again."""
+    policies = [{"name": rule.name, "action": str(rule.action)} | _fields(rule.match) for rule in rules.policies]
+    tolerances = [
+        {"name": rule.name, "after": rule.after.decode(), "length": rule.length}
+        | ({} if rule.until is None else {"until": chr(rule.until)})
+        | _fields(rule.match)
+        for rule in rules.tolerances
+    ]
+    return {"policy": policies, "tolerance": tolerances}
+
+
+def _fields(match: Match) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "class": None if match.classes is None else sorted(str(member) for member in match.classes),
+        "protocol": match.protocol,
+        "vm_port": None if match.vm_port is None else f"{match.vm_port[0]}-{match.vm_port[1]}",
+        "client_port": None if match.client_port is None else f"{match.client_port[0]}-{match.client_port[1]}",
+        "vm": None if match.vm is None else str(match.vm),
+        "client": None if match.client is None else str(match.client),
+        "vlan": match.vlan,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ struct colo_tolerances {
     uint32_t count;
     uint32_t nodes;
     uint32_t max_flows;
+    int first;              /* the byte that all texts begin with, -1: they don't begin alike */
     struct node *node;
     struct colo_tolerance **states; /* by a flow's index; made when a rule fits one, then kept for the next at that index */
 };
@@ -110,8 +111,12 @@ static bool build(struct colo_tolerances *t)
     queue = calloc(most, sizeof *queue);
     if (t->node && queue) {
         t->nodes = 1;
-        for (uint32_t i = 0; i < t->count; i++)
+        t->first = t->rules[0].after[0];
+        for (uint32_t i = 0; i < t->count; i++) {
             add_text(t, i);
+            if (t->rules[i].after[0] != t->first)
+                t->first = -1;
+        }
         link_nodes(t, queue);
     }
     free(queue);
@@ -200,20 +205,50 @@ static void step(const struct colo_tolerances *t, struct colo_tolerance *state, 
     state->node = ROOT; /* a text does not reach into a window */
 }
 
+/* Takes in bytes from i up to `end`, which both sides said; stops behind one that opens a window. Returns where. */
+static uint32_t scan(const struct colo_tolerances *t, struct colo_tolerance *state, const uint8_t *p, uint32_t i,
+                     uint32_t end)
+{
+    while (i < end && !state->left) {
+        if (state->node == ROOT && t->first >= 0) { /* most of a stream: no text begins */
+            const uint8_t *next = memchr(p + i, t->first, end - i);
+
+            if (!next)
+                return end;
+            i = (uint32_t)(next - p);
+        }
+        step(t, state, p[i++]);
+    }
+    return i;
+}
+
+static uint32_t count_equal(const uint8_t *p, const uint8_t *s, uint32_t n)
+{
+    uint32_t i = 0;
+
+    if (memcmp(p, s, n) == 0)
+        return n;
+    while (p[i] == s[i])
+        i++;
+    return i;
+}
+
 uint32_t colo_tolerance_compare(const struct colo_tolerances *t, struct colo_tolerance *state, const uint8_t *p,
                                 const uint8_t *s, uint32_t n, colo_tolerance_tell *tell, void *context)
 {
-    uint32_t i;
+    uint32_t i = 0, equal = 0; /* all from i up to `equal` is, if that is more */
 
-    for (i = 0; i < n; i++) {
+    while (i < n) {
         const struct colo_tolerance_rule *rule = &t->rules[state->rule];
 
         if (state->left && (ends_window(rule, p[i]) || ends_window(rule, s[i])))
             state->left = 0;
         if (!state->left) {
-            if (p[i] != s[i])
+            if (equal <= i)
+                equal = i + count_equal(p + i, s + i, n - i);
+            if (equal == i)
                 break;
-            step(t, state, p[i]);
+            i = scan(t, state, p, i, equal);
             continue;
         }
         if (p[i] != s[i] && !state->told) {
@@ -222,6 +257,7 @@ uint32_t colo_tolerance_compare(const struct colo_tolerances *t, struct colo_tol
                 tell(context, state->rule, i);
         }
         state->left--;
+        i++;
     }
     state->at += i;
     return i;

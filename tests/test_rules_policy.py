@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,16 @@ from coloproxy import Comparator, Side
 from coloproxy.engine import Engine
 from coloproxy.errors import MisuseError, RulesError
 from coloproxy.events import CheckpointWanted, FrameClass, Reason
-from coloproxy.rules import Match, Policy, PolicyRule, Rules, load_rules, parse_rules
+from coloproxy.rules import (
+    Match,
+    Policy,
+    PolicyRule,
+    Rules,
+    load_rules,
+    parse_rules,
+    rules_document,
+    rules_from_document,
+)
 
 CONFIG = Config(compare_timeout=TIMEOUT_MS * MILLISECOND, reorder_window=WINDOW_MS * MILLISECOND, reorder_frames=4)
 
@@ -364,6 +374,12 @@ def test_a_mistake_is_told_with_its_place(what: str) -> None:
     with pytest.raises(RulesError) as caught:
         parse_rules(text)
     assert str(caught.value).startswith(error)
+
+
+def test_rules_as_json_are_the_same_rules() -> None:
+    text = (FilePath(__file__).resolve().parent.parent / "docs" / "rules.md").read_text(encoding="utf-8")
+    for rules in (parse_rules(text.split("```toml\n")[1].split("```")[0]), Rules(), *map(random_rules, range(50))):
+        assert rules_from_document(json.loads(json.dumps(rules_document(rules)))) == rules
 
 
 def test_a_file_that_cannot_be_read(tmp_path: FilePath) -> None:
