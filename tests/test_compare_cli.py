@@ -424,6 +424,43 @@ async def test_without_qmp_the_secondary_begins_protection(tmp_path: Path) -> No
         assert await made.end(signal.SIGINT) == 0
 
 
+RULES = """
+[[policy]]
+name = "chatter"
+action = "pass"
+class = "arp"
+
+[[policy]]
+name = "never alike"
+action = "drop-secondary"
+vlan = 7
+
+[[tolerance]]
+name = "clock"
+after = "time="
+length = 2
+"""
+
+
+async def test_rules_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(RULES)
+    async with proxy(tmp_path, "--rules", str(tmp_path / "rules.toml"), "--stats-interval", "0.05") as made:
+        p, o = await made.connect("p"), await made.connect("o")
+        s = await made.connect("s")
+        await made.event("protected")
+        p.send(frame("time=10"))
+        s.send(frame("time=11"))
+        assert await o.receive() == frame("time=10")
+        event = await made.event("tolerated")
+        assert (event["rule"], event["offset"]) == ("clock", 14 + 6)
+        assert [event[side]["text"][event["context"]] for side in ("primary", "secondary")] == ["0", "1"]
+        await made.event("stats", tolerated=1)
+        p.send(bytes(12) + b"\x81\x00\x00\x07\x88\xb5" + bytes(40))
+        wish = await made.event("checkpoint-wanted")
+        assert (wish["cause"], wish["flow"]["vlans"]) == ("policy", [7])
+        assert await made.end(signal.SIGINT) == 0
+
+
 async def test_xens_messages(tmp_path: Path) -> None:
     more = ["--notify-dev", f"unix:{tmp_path}/n", "--compare-timeout", "50", "--expired-scan-cycle", "50"]
     async with proxy(tmp_path, *more) as made:

@@ -104,6 +104,21 @@ static void feed_random(struct world *w)
     w->count++;
 }
 
+/* Rules for some of the flows, and in every third world for bytes that may differ: the text's last one. */
+static void give_rules(struct world *w, struct colo_config *config)
+{
+    static const struct colo_tolerance_rule tolerance = {.length = 9, .after_len = 4, .after = "aaaa"};
+    static struct colo_rule rules[2];
+
+    for (int i = 0; i < 2; i++)
+        rules[i] = (struct colo_rule){{.has = COLO_MATCH_VM_PORT, .vm_port = {(uint16_t)roll(w, FLOWS), FLOWS}},
+                                      (uint8_t)roll(w, COLO_POLICY_COUNT)};
+    config->rules = rules;
+    config->rules_count = roll(w, 3);
+    config->tolerances = &tolerance;
+    config->tolerances_count = roll(w, 3) == 0;
+}
+
 static void run_world(uint64_t seed)
 {
     struct world *w = calloc(1, sizeof *w);
@@ -122,6 +137,7 @@ static void run_world(uint64_t seed)
     config.keep_gap = (uint8_t)roll(w, 2);
     config.compare_timeout = 2000;
     config.reorder_window = 50;
+    give_rules(w, &config);
     w->c = colo_comparator_create(&config);
     REQUIRE(w->c);
     CHECK_NOTE("seed %llu", (unsigned long long)seed);
