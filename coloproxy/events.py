@@ -102,6 +102,7 @@ class Cause(_Named):
     LIMIT_FLOW_BYTES = 14
     POLICY = 15
     LIMIT_FRAGMENTS = 16
+    CONFLICT = 17
 
 
 def _check_enums() -> None:

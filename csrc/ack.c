@@ -286,9 +286,12 @@ static bool reset_is_matched(colo_comparator *c, struct colo_tcp *tcp, const str
     bool same = tcp->rst_seen && tcp->rst_seq == rec->seq && tcp->rst_ack == rec->ack &&
                 ((tcp->rst_flags ^ rec->tcp_flags) & COLO_TCP_ACK) == 0;
 
-    if (!same && !tcp->rst_rec)
+    if (!same && !tcp->rst_rec && !tcp->rst_spare)
         return false;
-    if (tcp->rst_rec) {
+    if (!tcp->rst_rec) {
+        if (!same)
+            tcp->rst_spare--;
+    } else {
         struct colo_rec *used = tcp->rst_rec;
 
         tcp->rst_rec = NULL;

@@ -230,7 +230,8 @@ enum colo_cause {
     COLO_CAUSE_LIMIT_FLOW_BYTES = 14,
     COLO_CAUSE_POLICY = 15,          /* a rule says that a frame may leave by a commit only */
     COLO_CAUSE_LIMIT_FRAGMENTS = 16,
-    COLO_CAUSE_COUNT = 17,           /* the arrays of colo_counters have room for 32 */
+    COLO_CAUSE_CONFLICT = 17,        /* a side contradicts itself: other bytes at an offset that it still waits with */
+    COLO_CAUSE_COUNT = 18,           /* the arrays of colo_counters have room for 32 */
 };
 
 const char *colo_cause_name(int cause);

@@ -106,6 +106,11 @@ bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t e
 void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 /* Compares as far as both streams reach. */
 void colo_stream_advance(colo_comparator *c, struct colo_flow *flow);
+/*
+ * `rec` is placed and in no list of its flow. Where it overlaps a held frame of its own side it must say the same there;
+ * false: it doesn't, and the flow has diverged (which drops the secondary's held frames, not `rec`).
+ */
+bool colo_stream_agrees(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 /* Tries to match a primary frame beyond a gap in the primary's stream; true if it is matched now. */
 bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 

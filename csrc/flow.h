@@ -64,6 +64,7 @@ struct colo_tcp {
     uint8_t s_acked;       /* s_ack is valid */
     uint8_t told_known;    /* told is valid */
     uint8_t rst_seen;      /* the secondary sent an RST in this epoch */
+    uint8_t rst_spare;     /* further ones that have not served yet */
     uint8_t rst_matched;   /* ... and so did the primary */
     uint8_t unsure;        /* to be forgotten with this epoch: what the primary had sent at its end isn't known */
     uint8_t ranges;        /* how many of `range` are in use */

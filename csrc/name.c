@@ -56,6 +56,7 @@ const char *colo_cause_name(int cause)
         [COLO_CAUSE_LIMIT_FLOW_BYTES] = "limit-flow-bytes",
         [COLO_CAUSE_LIMIT_FRAGMENTS] = "limit-fragments",
         [COLO_CAUSE_RST] = "rst",
+        [COLO_CAUSE_CONFLICT] = "conflict",
         [COLO_CAUSE_MID_STREAM] = "mid-stream",
         [COLO_CAUSE_POLICY] = "policy",
     };

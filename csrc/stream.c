@@ -225,6 +225,53 @@ void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struc
     colo_held_add(c, rec);
 }
 
+/* The first position of [at, limit), which both frames cover, where they are not equal; `limit`: there is none. */
+static int64_t first_contradiction(const struct colo_rec *a, const struct colo_rec *b, int64_t at, int64_t limit)
+{
+    while (at < limit) {
+        enum position kind = position_at(a, at);
+        const uint8_t *ab, *bb;
+        int64_t n;
+
+        if (kind != position_at(b, at) || (kind == POSITION_SYN && !same_syn(&a->syn, &b->syn)))
+            return at;
+        if (kind != POSITION_DATA) {
+            at++;
+            continue;
+        }
+        n = data_end(a) < data_end(b) ? data_end(a) : data_end(b);
+        n = (n < limit ? n : limit) - at;
+        ab = a->data + a->body + (at - data_start(a));
+        bb = b->data + b->body + (at - data_start(b));
+        if (memcmp(ab, bb, (size_t)n) != 0)
+            return at + first_difference(ab, bb, n);
+        at += n;
+    }
+    return limit;
+}
+
+bool colo_stream_agrees(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    int64_t end = colo_stream_end(rec);
+    bool sorted = rec->side == COLO_SECONDARY;
+
+    for (const struct colo_rec *held = sorted ? flow->s.head : flow->u.tcp.first_data; held; held = held->flow_link.next) {
+        int64_t from = held->off > rec->off ? held->off : rec->off, to = colo_stream_end(held), at;
+
+        if (sorted && held->off >= end)
+            break;
+        to = to < end ? to : end;
+        if (from >= to || !colo_stream_has_range(held))
+            continue;
+        at = first_contradiction(held, rec, from, to);
+        if (at < to) {
+            colo_flow_diverged(c, flow, COLO_CAUSE_CONFLICT, held, rec, at);
+            return false;
+        }
+    }
+    return true;
+}
+
 /* The held primary frame that covers `match`. */
 static struct colo_rec *covering(const struct colo_flow *flow)
 {
@@ -257,7 +304,7 @@ void colo_stream_advance(colo_comparator *c, struct colo_flow *flow)
             colo_flow_diverged(c, flow, cause, p, s, tcp->match);
             return;
         }
-        if (tcp->numbering == COLO_NUMBERS_UNKNOWN && s->body_len)
+        if (tcp->numbering == COLO_NUMBERS_UNKNOWN && s->body_len && !(s->tcp_flags & COLO_TCP_SYN))
             tcp->numbering = s->own_numbers ? COLO_NUMBERS_OWN : COLO_NUMBERS_PRIMARY;
     }
 }

@@ -85,7 +85,7 @@ void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow)
     tcp->match = tcp->s_high = tcp->out_high = tcp->p_high;
     tcp->mid_stream = 0;
     tcp->ranges = 0;
-    tcp->rst_seen = tcp->rst_matched = tcp->s_left = tcp->awaits_s_syn = 0;
+    tcp->rst_seen = tcp->rst_spare = tcp->rst_matched = tcp->s_left = tcp->awaits_s_syn = 0;
     tcp->rst_rec = tcp->first_data = NULL;
     tcp->unplaced = (struct colo_list){NULL, NULL};
     tcp->s_echo_known = 0;
@@ -128,7 +128,7 @@ static void forget_before_syn(colo_comparator *c, struct colo_flow *flow)
     struct colo_tcp *tcp = &flow->u.tcp;
 
     colo_tcp_drop_secondary(c, flow, COLO_REASON_STALE);
-    tcp->rst_seen = tcp->s_acked = tcp->s_echo_known = 0;
+    tcp->rst_seen = tcp->rst_spare = tcp->s_acked = tcp->s_echo_known = 0;
     tcp->s_high = 0;
     tcp->ranges = 0;
 }
@@ -144,6 +144,8 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
         tcp->rst_ack = rec->ack;
         tcp->rst_flags = rec->tcp_flags;
         if (tcp->rst_matched || tcp->rst_rec) {
+            if (tcp->rst_spare < UINT8_MAX)
+                tcp->rst_spare++;
             colo_output_discard(c, rec, COLO_REASON_MATCHED);
         } else {
             tcp->rst_rec = rec;
@@ -162,6 +164,10 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
         if (rec->tcp_flags & COLO_TCP_ACK)
             colo_ack_repeat(c, flow, rec);
         colo_output_discard(c, rec, COLO_REASON_MATCHED);
+        return;
+    }
+    if (flow->s.head && rec->off < tcp->s_high && !colo_stream_agrees(c, flow, rec)) {
+        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
         return;
     }
     if (colo_stream_end(rec) > tcp->s_high && distance(rec->off, tcp->s_high) <= NEAR)
@@ -261,8 +267,12 @@ static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct col
 {
     struct colo_tcp *tcp = &flow->u.tcp;
     bool first = !tcp->p_known;
+    int64_t sent = tcp->p_high;
 
     note_sent(c, flow, rec);
+    /* Only what goes back behind the stream's end can contradict what is held: other frames don't pay for the look. */
+    if (tcp->first_data && rec->off < sent && !flow->diverged && colo_stream_has_range(rec))
+        (void)colo_stream_agrees(c, flow, rec);
     colo_flow_list_push(&flow->p, rec);
     if (!tcp->first_data && colo_stream_has_range(rec))
         tcp->first_data = rec;

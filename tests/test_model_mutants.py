@@ -502,6 +502,22 @@ class BlamesAnotherFlow(Toy):
                                               event.primary, event.secondary)  # fmt: skip
 
 
+class OverlooksContradictions(Toy):
+    """events: held frames of the primary's say two things at one offset."""
+
+    def first_contradiction(self, track: Track, facts: TcpFlow) -> tuple[Incarnation, int] | None:
+        return None
+
+
+class SeesContradictionsEverywhere(Toy):
+    """events: any overlap is taken for one."""
+
+    def first_contradiction(self, track: Track, facts: TcpFlow) -> tuple[Incarnation, int] | None:
+        if len(track.queue) > 1 and facts.incarnations:
+            return facts.incarnation(0), 0
+        return None
+
+
 class TakesTheLastRule(Toy):
     """R1: the last rule that fits decides, not the first."""
 
@@ -624,6 +640,12 @@ def tolerated(*said: bytes) -> list[Step]:
     return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
 
 
+def contradiction() -> list[Step]:
+    """The primary overlaps a held frame of its own with another byte."""
+    ours = tuple(wire.tcp(wire.Path(), 9 + at, 9, wire.ACK, data) for at, data in ((0, b"abc"), (1, b"Bcd")))
+    return [Stop(0), Commit(1, 2), Feed(0, ours, 3), Stop(5), Commit(6, 6)]
+
+
 def silences() -> Iterable[list[Step]]:
     frame = wire.tcp(wire.Path(), 9, 9, wire.ACK, b"abc")
     for side in (0, 1):
@@ -684,6 +706,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
 
     yield play(different_options(), Config())
     yield play(a_reset(), Config())
+    yield play(contradiction(), Config())
     yield play(ruled(), Config(rules=RULED))
     for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),
                  (b"the id=1234", b"the id=5678"), (b"the id=1|2", b"the id=123")):  # fmt: skip

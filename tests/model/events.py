@@ -102,6 +102,8 @@ class EventJudge(Facts):
         elif event.cause == Cause.SYN_OPTIONS:
             if not flow.syn_differs():
                 raise Violation("events", f"{event}, but the options agree")
+        elif event.cause == Cause.CONFLICT:
+            self._judge_conflict(flow, event)
         elif event.cause == Cause.MID_STREAM:
             if not flow.begins_earlier():
                 raise Violation("events", f"{event}, but the primary said nothing before where it was met")
@@ -117,6 +119,14 @@ class EventJudge(Facts):
         bag.subtract(queued)
         if not any(bag.values()):
             raise Violation("events", f"{event}, but both sides said the same datagrams")
+
+    def _judge_conflict(self, flow: TcpFlow, event: Diverged) -> None:
+        """Its evidence is of one side: what came first as the primary's, what contradicts it as the secondary's."""
+        if not any((inc.zero or 0) + event.offset in inc.conflicts for inc in flow.incarnations.values()):
+            raise Violation("events", f"{event}, but neither side contradicted itself there")
+        first, second = (evidence[event.context : event.context + 1] for evidence in (event.primary, event.secondary))
+        if first and first == second:
+            raise Violation("events", f"{event}: the evidence is equal at the place")
 
     def _judge_payload_divergence(self, flow: TcpFlow, event: Diverged) -> None:
         for inc in flow.incarnations.values():
@@ -143,6 +153,11 @@ class EventJudge(Facts):
                 continue
             inc, position = difference
             raise Violation("events", f"no divergence was told of at {position - (inc.zero or 0)} of {flow.key}")
+        for flow in self._tcp_flows():
+            waiting = [held.segment for held in self.queues[flow.key] if held.segment and not held.committed]
+            waiting = [segment for segment in waiting if segment.incarnation == waiting[0].incarnation]
+            if flow.key not in self.diverged and flow.first_contradiction(waiting) is not None:
+                raise Violation("events", f"no divergence was told of frames that contradict each other on {flow.key}")
         if self.diverged and self.wanted is None:
             raise Violation("events", "a divergence, and no checkpoint is wanted")
         if self.was_refused and (self.wanted is None or not self.limits):

@@ -8,7 +8,7 @@ said before it `covered`; what the secondary said before it is forgotten.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coloproxy.rules import ToleranceRule
@@ -58,6 +58,7 @@ class Incarnation:
     released_end: int | None = None  # behind all that the client has got
     owed: list[tuple[int, int]] = field(default_factory=list)  # (ACK, time) of frames that left with it lowered
     differences: set[int] = field(default_factory=set)  # positions where both said another byte in this epoch
+    conflicts: set[int] = field(default_factory=set)  # positions where one side contradicted itself in this epoch
     ever: dict[int, int] = field(default_factory=dict)  # what the primary ever said
 
     def is_covered(self, position: int) -> bool:
@@ -157,15 +158,20 @@ class TcpFlow:
             return
         if packet.syn:
             said.syns.add(packet.options)
+            if len(said.syns) > 1:
+                inc.conflicts.add(segment.start - 1)
         other = inc.said[1 - side].data
         for position, byte in enumerate(packet.body, segment.start):
-            said.data.setdefault(position, byte)
+            if said.data.setdefault(position, byte) != byte or position in said.fins:
+                inc.conflicts.add(position)
             if side == PRIMARY:
                 inc.ever.setdefault(position, byte)
             if other.get(position, byte) != byte and not inc.is_covered(position):
                 inc.differences.add(position)
         if segment.fin is not None:
             said.fins.add(segment.fin)
+            if segment.fin in said.data:
+                inc.conflicts.add(segment.fin)
         if side == PRIMARY:
             inc.end = segment.end if inc.end is None else max(inc.end, segment.end)
 
@@ -175,6 +181,7 @@ class TcpFlow:
         for number, inc in self.incarnations.items():
             inc.said = [Said(), Said()]
             inc.differences = set()
+            inc.conflicts = set()
             if number > self.said_incarnation:
                 inc.isn[SECONDARY] = None
                 inc.reference[SECONDARY] = None
@@ -281,6 +288,25 @@ class TcpFlow:
             inc.mid_stream and inc.zero is not None and min(inc.said[PRIMARY].data, default=inc.zero) < inc.zero
             for inc in self.incarnations.values()
         )
+
+    def first_contradiction(self, waiting: Iterable[Segment]) -> tuple[Incarnation, int] | None:
+        """Where one side's frames, all of which still wait, say two things at one place."""
+        if not any(inc.conflicts for inc in self.incarnations.values()):
+            return None
+        told: dict[tuple[int, int], object] = {}
+        for segment in waiting:
+            packet = segment.packet
+            if packet.rst:
+                continue
+            what: dict[int, object] = dict(enumerate(packet.body, segment.start))
+            if packet.syn:
+                what[segment.start - 1] = packet.options
+            if segment.fin is not None:
+                what[segment.fin] = "FIN"
+            for position, value in sorted(what.items()):
+                if told.setdefault((segment.incarnation, position), value) != value:
+                    return self.incarnation(segment.incarnation), position
+        return None
 
     def syn_differs(self) -> bool:
         return any(

@@ -491,6 +491,10 @@ class Toy:
             self.look_for_overtaken(track, track.facts)
             return
         facts = track.facts
+        conflict = self.first_contradiction(track, facts)
+        if conflict is not None:
+            self.diverge(track, Cause.CONFLICT, conflict[1] - (conflict[0].zero or 0))
+            return
         difference = self.first_difference(facts)
         if difference is not None:
             inc, position = difference
@@ -501,6 +505,9 @@ class Toy:
             self.diverge(track, Cause.MID_STREAM)
         elif facts.syn_differs():
             self.diverge(track, Cause.SYN_OPTIONS)
+
+    def first_contradiction(self, track: Track, facts: TcpFlow) -> tuple[Incarnation, int] | None:
+        return facts.first_contradiction([item.segment for item in track.queue if item.segment is not None])
 
     def first_difference(self, facts: TcpFlow) -> tuple[Incarnation, int] | None:
         return facts.first_difference()

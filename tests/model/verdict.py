@@ -42,6 +42,7 @@ class Cause(IntEnum):
     LIMIT_FLOW_BYTES = 14
     POLICY = 15
     LIMIT_FRAGMENTS = 16
+    CONFLICT = 17
 
 
 TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT})
