@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a replay: its parts as functions of plain values, then the whole page and the terminal's text."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from coloproxy import Cause
+from coloproxy.report.decode import MAX_PACKET, NO_SCAPY_NOTE, Decoded, Layer, compare, decode
+from coloproxy.report.explain import explain
+from coloproxy.report.hexview import side_by_side, window
+from coloproxy.report.plot import MAX_POINTS, nice_ticks, progress_svg, thin
+
+# ------------------------------------------------------------------ hex view
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "expected"),
+    [
+        (b"abcd", b"abcd", [("abcd", "abcd")]),
+        (b"abcd", b"abXd", [("ab[c]d", "ab[X]d")]),
+        (b"abcd", b"aXYd", [("a[bc]d", "a[XY]d")]),
+        (b"abcd", b"ab", [("ab[cd]", "ab__")]),
+        (b"ab", b"abcd", [("ab__", "ab[cd]")]),
+        (b"abcd", b"", [("abcd", "____")]),  # nothing to compare with: nothing is marked
+        (b"", b"abcd", [("____", "abcd")]),
+        (b"", b"", []),
+        (b"<&>\x00", b"<&>\xff", [("<&>[.]", "<&>[.]")]),
+        (b"0123456789", b"01234567", [("01234567", "01234567"), ("[89]", "__")]),
+    ],
+)
+def test_hex_rows(primary: bytes, secondary: bytes, expected: list[tuple[str, str]]) -> None:
+    rows = side_by_side(primary, secondary, 100, width=8)
+    halves = [
+        tuple(
+            "".join(f"[{run.text}]" if run.differs else run.text for run in half.runs) + "_" * half.missing
+            for half in (row.primary, row.secondary)
+        )
+        for row in rows
+    ]
+    assert halves == expected
+    assert [row.offset for row in rows] == [100 + 8 * i for i in range(len(expected))]
+    for side, data in (("primary", primary), ("secondary", secondary)):
+        digits = " ".join(run.hex for row in rows for run in getattr(row, side).runs)
+        assert bytes.fromhex(digits) == data
+
+
+@pytest.mark.parametrize(
+    ("length", "around", "size", "first"),
+    [(10, 5, 64, 0), (1000, 500, 64, 464), (1000, 0, 64, 0), (1000, 999, 64, 960), (64, 63, 64, 16)],
+)
+def test_the_window_holds_the_difference(length: int, around: int, size: int, first: int) -> None:
+    data = bytes(i % 251 for i in range(length))
+    start, one, other = window(data, data[: around + 1], around, size)
+    assert start == first
+    assert one == data[start : start + size]
+    assert start <= around < start + size
+    assert len(other) <= size
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def tcp(payload: bytes, port: int) -> bytes:
+    inet = pytest.importorskip("scapy.layers.inet")
+    l2 = pytest.importorskip("scapy.layers.l2")
+    packet = l2.Ether() / inet.IP(src="192.0.2.1", dst="192.0.2.2") / inet.TCP(sport=port, dport=40000, flags="PA")
+    return bytes(packet / payload)
+
+
+def udp(payload: object, port: int) -> bytes:
+    inet = pytest.importorskip("scapy.layers.inet")
+    l2 = pytest.importorskip("scapy.layers.l2")
+    packet = l2.Ether() / inet.IP(src="192.0.2.1", dst="192.0.2.2") / inet.UDP(sport=port, dport=40000)
+    return bytes(packet / payload)
+
+
+def differing(primary: bytes, secondary: bytes) -> list[tuple[str, str, str | None, str | None]]:
+    one, other = decode([primary, secondary])
+    assert (one.note, other.note) == (None, None)
+    return [
+        (layer.name, field.name, field.primary, field.secondary)
+        for layer in compare(one, other)
+        for field in layer.fields
+        if field.differs and field.compared
+    ]
+
+
+@pytest.mark.parametrize("port", [80, 18080])
+def test_http_header(port: int) -> None:
+    def answer(date: bytes) -> bytes:
+        return tcp(b"HTTP/1.1 200 OK\r\nServer: x\r\nDate: " + date + b"\r\nX-Own: 1\r\n\r\n<p>", port)
+
+    assert differing(answer(b"Tue, 24 Nov 2026 12:00:00 GMT"), answer(b"Tue, 24 Nov 2026 12:00:01 GMT")) == [
+        ("HTTP Response", "Date", "Tue, 24 Nov 2026 12:00:00 GMT", "Tue, 24 Nov 2026 12:00:01 GMT")
+    ]
+    fields = {field for layer in decode([answer(b"")])[0].layers for field in layer.fields}
+    assert {("Status_Code", "200"), ("X-Own", "1"), ("load", "<p>")} <= fields
+
+
+def test_dns_answers() -> None:
+    dns = pytest.importorskip("scapy.layers.dns")
+
+    def answer(*addresses: str) -> bytes:
+        records = [dns.DNSRR(rrname="a.example", rdata=address, ttl=5) for address in addresses]
+        return udp(dns.DNS(id=7, qr=1, qd=[dns.DNSQR(qname="a.example")], an=records), 53)
+
+    assert differing(answer("192.0.2.7", "192.0.2.8"), answer("192.0.2.7", "192.0.2.9")) == [
+        ("DNS", "an[1] rdata", "192.0.2.8", "192.0.2.9")
+    ]
+
+
+def test_tls_records() -> None:
+    def hello(random: bytes) -> bytes:
+        body = b"\x03\x03" + random + b"\x00" + b"\x13\x01" + b"\x00"
+        handshake = b"\x02" + len(body).to_bytes(3, "big") + body
+        return tcp(b"\x16\x03\x03" + len(handshake).to_bytes(2, "big") + handshake, 443)
+
+    assert differing(hello(bytes(32)), hello(bytes(31) + b"\x01")) == [
+        ("TLS record", "random", "00" * 32, "00" * 31 + "01")
+    ]
+    (layer,) = [layer for layer in decode([hello(bytes(32))])[0].layers if layer.name == "TLS record"]
+    assert {("type", "handshake"), ("handshake", "server_hello"), ("cipher suite", "0x1301")} <= set(layer.fields)
+
+
+def test_dhcp_and_icmp() -> None:
+    inet = pytest.importorskip("scapy.layers.inet")
+    l2 = pytest.importorskip("scapy.layers.l2")
+    dhcp = pytest.importorskip("scapy.layers.dhcp")
+    options = [("message-type", "offer"), "end"]
+    offer = l2.Ether() / inet.IP() / inet.UDP(sport=67, dport=68) / dhcp.BOOTP(op=2) / dhcp.DHCP(options=options)
+    ping = l2.Ether() / inet.IP() / inet.ICMP(type=0, id=3, seq=4) / b"abc"
+    for packet, layer, field in ((offer, "DHCP options", "options"), (ping, "ICMP", "seq")):
+        decoded = decode([bytes(packet)])[0]
+        assert any(one.name == layer and field in dict(one.fields) for one in decoded.layers), decoded
+
+
+def test_a_flood_of_fields_is_cut() -> None:
+    dns = pytest.importorskip("scapy.layers.dns")
+    decoded = decode([udp(dns.DNS(qr=1, an=[dns.DNSRR(rrname="a", rdata="192.0.2.1")] * 100), 53)])[0]
+    assert "Only the first 400 fields" in (decoded.note or "")
+    assert sum(len(layer.fields) for layer in decoded.layers) == 400
+
+
+def test_every_truncation_and_garbage_is_survived() -> None:
+    packet = tcp(b"HTTP/1.1 200 OK\r\nDate: now\r\n\r\nabc", 80)
+    packets = [packet[:length] for length in range(len(packet))]
+    packets += [bytes([value]) * 200 for value in range(0, 256, 5)]
+    packets += [packet[:54] + bytes([22, 3, 3, length, 0, kind]) for length in (0, 255) for kind in range(25)]
+    answers = decode(packets)
+    assert len(answers) == len(packets)
+    assert not [answer.note for answer in answers if "ended early" in (answer.note or "")]
+
+
+def test_a_long_packet_is_decoded_from_its_beginning() -> None:
+    decoded = decode([tcp(bytes(MAX_PACKET), 9)])[0]
+    assert f"first {MAX_PACKET} bytes" in (decoded.note or "")
+    assert decoded.layers[-1].name == "Raw"
+
+
+@pytest.mark.parametrize(
+    ("program", "notes"),
+    [
+        (
+            'print(\'{"layers": [], "note": "first"}\', flush=True); import time; time.sleep(600)',
+            ["first", "come to an end"],
+        ),
+        ("import sys; sys.exit(3)", [NO_SCAPY_NOTE, NO_SCAPY_NOTE]),
+        ("import os; os.abort()", ["ended early", "ended early"]),
+        ("print('no JSON'); print('[]')", ["something else", "something else"]),
+        ("print('{}')", ["something else", "ended early"]),
+    ],
+    ids=["hangs", "no scapy", "dies", "babbles", "answers too little"],
+)
+def test_a_failing_dissector_costs_only_the_decoding(program: str, notes: list[str]) -> None:
+    answers = decode([b"one", b"two"], deadline=2, worker=[sys.executable, "-c", program])
+    assert [part in (answer.note or "") for part, answer in zip(notes, answers, strict=True)] == [True, True], answers
+
+
+def test_a_dissector_that_can_not_be_started() -> None:
+    assert "can't be started" in (decode([b""], worker=["/nonexistent/program"])[0].note or "")
+
+
+def layers(*named: tuple[str, dict[str, str]]) -> Decoded:
+    return Decoded(tuple(Layer(name, tuple(fields.items())) for name, fields in named))
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "expected"),
+    [
+        ([("A", {"x": "1"})], [("A", {"x": "1"})], []),
+        ([("A", {"x": "1"})], [("A", {"x": "2"})], [("A", "x", "1", "2", True)]),
+        ([("IP", {"id": "1"})], [("IP", {"id": "2"})], [("IP", "id", "1", "2", False)]),
+        ([("A", {"x": "1", "y": "2"})], [("A", {"y": "2"})], [("A", "x", "1", None, True)]),
+        ([("A", {}), ("B", {"b": "1"})], [("B", {"b": "1"})], []),
+        ([("A", {"x": "1"})], [("B", {"x": "1"})], [("A", "x", "1", None, True), ("B", "x", None, "1", True)]),
+        ([("A", {"x": "1"})], [], []),  # nothing to compare with
+    ],
+)
+def test_fields_are_paired(primary: list, secondary: list, expected: list) -> None:  # type: ignore[type-arg]
+    found = [
+        (layer.name, row.name, row.primary, row.secondary, row.compared)
+        for layer in compare(layers(*primary), layers(*secondary))
+        for row in layer.fields
+        if row.differs
+    ]
+    assert found == expected
+
+
+def test_a_long_value_is_shown_around_its_difference() -> None:
+    one, other = "a" * 5000 + "X" + "b" * 500, "a" * 5000 + "Y" + "b" * 500
+    (row,) = compare(layers(("A", {"x": one})), layers(("A", {"x": other})))[0].fields
+    assert row.differs
+    for shown, letter in ((row.primary, "X"), (row.secondary, "Y")):
+        assert shown is not None
+        assert letter in shown
+        assert len(shown) < 200
+
+
+# ---------------------------------------------------------------------- plot
+
+
+def test_the_plot_is_well_formed_and_says_itself_in_words() -> None:
+    text = progress_svg([(0, 0), (10**9, 1000)], [(10**8, 0), (2 * 10**9, 700)], mark=15 * 10**8, ident="d1")
+    assert text is not None
+    svg = ET.fromstring(text)
+    assert svg.get("role") == "img"
+    assert svg.get("aria-labelledby") == "d1-title d1-desc"
+    assert [path.get("class") for path in svg.iter("path")] == ["primary", "secondary"]
+    description = next(svg.iter("desc")).text or ""
+    assert "primary goes from offset 0 to 1,000 in 1,000.000 ms" in description
+    assert "to 700" in description
+    assert "s since the first frame shown" in [text.text for text in svg.iter("text")]
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "drawn"),
+    [
+        ([], [], None),
+        ([(5, 5)], [], None),
+        ([(5, 5), (5, 5)], [], ["primary"]),
+        ([], [(0, 0), (1, 1)], ["secondary"]),
+        ([(0, 0)], [(0, 0)], ["primary", "secondary"]),
+    ],
+)
+def test_a_plot_of_little(primary: list, secondary: list, drawn: list[str] | None) -> None:  # type: ignore[type-arg]
+    text = progress_svg(primary, secondary)
+    assert (None if text is None else [path.get("class") for path in ET.fromstring(text).iter("path")]) == drawn
+
+
+def test_a_long_line_is_thinned() -> None:
+    points = [(i * 1000, i * 1448) for i in range(100_000)]
+    kept = thin(points)
+    assert len(kept) == MAX_POINTS
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert kept == sorted(set(kept))
+    assert len(progress_svg(points, points) or "") < 40_000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (3, 3, [3]),
+        (0, 6e9, [0, 1e9, 2e9, 3e9, 4e9, 5e9, 6e9]),
+    ],
+)
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize("cause", list(Cause), ids=str)
+def test_every_cause_is_explained(cause: Cause) -> None:
+    words = explain(cause)
+    assert words.title != str(cause)
+    assert words.meaning.endswith(".")
+    assert words.usual.endswith(".")
+    assert words.remedy.endswith(".")
