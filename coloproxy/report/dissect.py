@@ -143,6 +143,7 @@ def dissect(data: bytes, ether: Any, http: Any) -> dict[str, Any]:
     """The layers of one frame, and a note if something went wrong on the way."""
     layers: list[Layer] = []
     room = _MAX_FIELDS
+    tried_http = False
     following = ether(data)
     while following:  # the empty payload behind the last layer is false
         layer, following = following, following.payload
@@ -151,8 +152,8 @@ def dissect(data: bytes, ether: Any, http: Any) -> dict[str, Any]:
             raw = bytes(layer.load)
             if records := tls_records(raw):
                 return {"layers": layers + records, "note": None}
-            if _HTTP_START.match(raw):  # on a port that scapy does not know for it
-                layer, following = following, http(raw)
+            if not tried_http and _HTTP_START.match(raw):  # on a port that scapy does not know for it
+                tried_http, following = True, http(raw)
                 continue
         if name.startswith("HTTP 1"):
             continue  # a wrapper without fields of its own
