@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from coloproxy import Cause
+from coloproxy import Cause, Divergence, FlowId, FrameClass
+from coloproxy.report import render_terminal, write_html
+from coloproxy.report.build import MAX_FULL, build
 from coloproxy.report.decode import MAX_PACKET, NO_SCAPY_NOTE, Decoded, Layer, compare, decode
 from coloproxy.report.explain import explain
 from coloproxy.report.hexview import side_by_side, window
+from coloproxy.report.page import render_html
 from coloproxy.report.plot import MAX_POINTS, nice_ticks, progress_svg, thin
+from coloproxy.report.terminal import print_view
 
 # ------------------------------------------------------------------ hex view
 
@@ -306,3 +317,257 @@ def test_every_cause_is_explained(cause: Cause) -> None:
     assert words.meaning.endswith(".")
     assert words.usual.endswith(".")
     assert words.remedy.endswith(".")
+
+
+# ---------------------------------------------------------------- the whole
+
+HOSTILE = b"<script>alert(1)</script>\x1b]0;x\x07&\"'[red]"
+
+
+def tally(frames: int = 0, size: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(frames=frames, bytes=size)
+
+
+def row(primary: int, withheld: int) -> SimpleNamespace:
+    none = tally()
+    return SimpleNamespace(
+        primary=tally(primary, primary * 100),
+        secondary=tally(primary, primary * 100),
+        released=tally(primary - withheld, (primary - withheld) * 100),
+        passed=none,
+        committed=none,
+        withheld=tally(withheld, withheld * 100),
+        unmatched=none,
+    )
+
+
+def made(
+    cause: Cause = Cause.PAYLOAD, differences: int = 1, frames: int = 160, path: str = "p.pcap", payload: bytes = b""
+) -> SimpleNamespace:
+    """A result in the shape of coloproxy.replay.Result, with so many differences of one cause."""
+    flow = FlowId(FrameClass.TCP, 4, 6, "192.0.2.1", 80, "192.0.2.2", 40000)
+    text = b"HTTP/1.1 200 OK\r\nDate: 12:00:00\r\n" + payload
+    other = text.replace(b"12:00:00", b"12:00:01")
+    header = bytes.fromhex(
+        "020000000002020000000001080045000000000100004006" + "0000" + "c0000201c0000202"
+        "00509c40000000010000000150180400" + "00000000"
+    )
+    header = header[:16] + (len(header) - 14 + len(text)).to_bytes(2, "big") + header[18:]
+
+    def packet(role: str, data: bytes) -> SimpleNamespace:
+        return SimpleNamespace(
+            path=path, role=role, number=7, time=10**9, captured=10**18, data=header + data, payload_offset=54
+        )
+
+    history = tuple(
+        SimpleNamespace(
+            path=path, role=("inbound", "primary", "secondary")[i % 3], number=i, time=10**9 + (i - 120) * 1000,
+            flags="PA", seq=i, ack=1, length=100, verdict="matched", lowered=i == 3,
+        )
+        for i in range(frames)
+    )  # fmt: skip
+    records = tuple(
+        SimpleNamespace(
+            event=Divergence(cause, 0, 10**9 + i, 3, 300, flow, 30, text[:96], other[:96], 30, 10**6, None),
+            primary=packet("primary", text),
+            secondary=packet("secondary", other),
+            history=history,
+            cut_before=True,
+            cut_after=False,
+        )
+        for i in range(differences)
+    )
+    progress = tuple((i * 1000, i * 1448) for i in range(100_000))
+    flows = SimpleNamespace(
+        flow=flow,
+        released=tally(5, 500),
+        withheld=tally(1, 100),
+        primary_progress=progress,
+        secondary_progress=progress[:-5],
+        divergences=tuple(range(differences)),
+    )
+    source = SimpleNamespace(
+        path=path, role="primary", interface=None, read=tally(6, 600), first=10**18, last=10**18 + 5
+    )
+    return SimpleNamespace(
+        sources=(source, SimpleNamespace(**{**vars(source), "role": "secondary", "path": "s.pcap"})),
+        settings={"compare_timeout": 3000, "vm": ("192.0.2.1",)},
+        classes={FrameClass.TCP: row(6, 1 if differences else 0)},
+        total=row(6, 1 if differences else 0),
+        equal=not differences,
+        divergences=records,
+        flows=(flows,) if differences else (),
+        limits=(SimpleNamespace(cause=Cause.LIMIT_FRAMES),) if differences else (),
+        notes=("The clocks were brought together by their first frames.",),
+    )
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects what tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def html(result: object, tmp_path: Path) -> tuple[str, Page]:
+    path = write_html(result, tmp_path / "new" / "directory")
+    assert path.name == "report.html"
+    assert path.stat().st_mode & 0o777 == 0o600  # it holds clients' data
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def terminal(result: object, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    render_terminal(result, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    text, page = html(made(), tmp_path)
+    assert page.tags["script"] == page.tags["link"] == page.tags["img"] == page.tags["a"] == 0
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset", "xlink:href", "onload", "onclick"}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "://" not in text
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {part for name, value in page.attributes if name == "aria-labelledby" for part in value.split()} <= set(ids)
+    assert page.tags["table"] == page.tags["caption"]
+    assert page.tags["h1"] == page.tags["main"] == page.tags["svg"] == 1
+
+
+def test_the_page_tells_in_this_order(tmp_path: Path) -> None:
+    _, page = html(made(differences=2), tmp_path)
+    parts = [
+        "2 differences, the first in tcp 192.0.2.1:80 > 192.0.2.2:40000 at offset 30: the bytes differ; "
+        "1 of the primary's 6 frames were withheld.",
+        "Counts by class",
+        "tcp6 (600 B)",
+        "The first difference: the bytes differ",
+        "Date",
+        "Progress of the stream",
+        "History of the flow",
+        "Difference 2",
+        "Limits that were met",
+        "Settings, and how to repeat it",
+        "coloproxy replay p.pcap s.pcap --compare-timeout 3000 --vm 192.0.2.1",
+    ]
+    places = [page.text.find(part) for part in parts]
+    assert -1 not in places, parts[places.index(-1)]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.NONE], ids=str)
+def test_each_cause_is_told(cause: Cause) -> None:
+    view = build(made(cause))
+    words = explain(cause)
+    page = Page(render_html(view))
+    for sentence in (words.title, words.meaning, words.usual, words.remedy):
+        assert " ".join(sentence.split()) in page.text
+    console = Console(file=io.StringIO(), width=10_000)
+    print_view(view, console)
+    assert words.meaning in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_no_difference(tmp_path: Path) -> None:
+    _, page = html(made(differences=0), tmp_path)
+    assert "all 6 frames of the primary were released" in page.text
+    assert "The first difference" not in page.text
+    assert "No difference" in terminal(made(differences=0))
+
+
+@pytest.mark.parametrize("where", ["payload", "file name", "decoded field", "note"])
+def test_hostile_bytes_never_become_markup(tmp_path: Path, where: str) -> None:
+    name = HOSTILE.decode()
+    result = made(path=name if where == "file name" else "p.pcap", payload=HOSTILE if where == "payload" else b"")
+    if where == "decoded field":
+        result = made(payload=b"X-Evil: " + HOSTILE + b"\r\n\r\n")
+    if where == "note":
+        result.notes = (name,)
+    text, page = html(result, tmp_path)
+    assert page.tags["script"] == 0
+    assert "<script>alert(1" in page.text
+    assert "\x1b" not in text
+    shown = terminal(result)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    _, page = html(made(path="caf\udce9.pcap"), tmp_path)
+    assert "caf\ufffd.pcap" in page.text
+    assert "caf\ufffd.pcap" in terminal(made(path="caf\udce9.pcap"))
+
+
+def test_the_page_is_bounded(tmp_path: Path) -> None:
+    one, _ = html(made(frames=100_000), tmp_path)
+    assert len(one) < 200_000
+    many, page = html(made(differences=1000), tmp_path)
+    assert len(many) < 1_000_000
+    assert page.tags["svg"] == MAX_FULL
+    assert "And 790 more." in page.text
+
+
+def test_what_the_result_lacks_is_said() -> None:
+    result = made()
+    record = result.divergences[0]
+    record.primary = record.secondary = None
+    record.history = ()
+    record.event = Divergence(Cause.PRIMARY_TIMEOUT, 0, 1, 0, 0, None, 5, b"abc", b"", 0, None, None)
+    result.flows = ()
+    text = Page(render_html(build(result))).text
+    assert "The secondary said nothing here" in text
+    assert "There is no packet to decode." in text
+    assert "no flow could be made" in text
+    assert "Progress of the stream" not in text
+    assert "said nothing here" in terminal(result)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_terminal(width: int) -> None:
+    shown = terminal(made(), width)
+    assert "31 32 3a 30 30 3a 30 30" in shown
+    assert "31 32 3a 30 30 3a 30 31" in shown
+    assert "The first difference: the bytes differ" in " ".join(shown.split())
+
+
+def test_the_report_without_scapy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coloproxy.report.decode.find_spec", lambda _: None)
+    page = Page(render_html(build(made())))
+    assert NO_SCAPY_NOTE in page.text
+    assert page.tags["svg"] == 1
+
+
+def test_the_core_does_not_import_scapy() -> None:
+    code = "import sys, coloproxy.cli, coloproxy.report.build, coloproxy.report.terminal; print('scapy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
