@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "core.h"
-#include "load.h"
 
 enum { EMIT_SLACK = 4096 }; /* records for frames of our own, beyond max_frames */
 
@@ -486,31 +485,15 @@ static void forget_flow_state(struct colo_flow *flow)
 }
 
 /*
- * A frame leaves that is perhaps a fragment, of a datagram that was not put together. If it was TCP, its flow does not
- * know what the primary has sent there. The first fragment tells the ports.
+ * A deferred primary frame that leaves unjudged. `make`: a flow for it is worth having. A TCP segment in fragments leaves
+ * a gap in its stream, as one that the guest's own network lost: both sides go on beyond it.
  */
-static void forget_fragmented(colo_comparator *c, const struct colo_rec *rec)
-{
-    struct colo_packet packet;
-
-    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (packet.id.cls != COLO_CLASS_FRAGMENT || packet.id.protocol != 6 || packet.fragment_at || packet.body_len < 4)
-        return;
-    packet.id.cls = COLO_CLASS_TCP;
-    packet.id.sport = colo_load16(rec->data + packet.body);
-    packet.id.dport = colo_load16(rec->data + packet.body + 2);
-    forget_flow_state(flow_of(c, &packet.id, false));
-}
-
-/* A deferred primary frame that leaves unjudged. `make`: a flow for it is worth having. */
 static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
 {
     struct colo_packet packet;
     struct colo_flow *flow;
 
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (packet.id.cls == COLO_CLASS_FRAGMENT)
-        forget_fragmented(c, rec);
     if (packet.id.cls != COLO_CLASS_TCP || policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
         return;
     if (!(flow = flow_of(c, &packet.id, make)))
@@ -564,8 +547,6 @@ static void note_flushed(colo_comparator *c, struct colo_flow *flow, struct colo
 {
     if (!rec->judged)
         absorb(c, rec, make);
-    else if (!flow && !rec->group)
-        forget_fragmented(c, rec);
     else if (flow && flow->id.cls == COLO_CLASS_TCP && rec->later)
         colo_tcp_absorb(c, flow, rec);
     else if (flow && flow->id.cls == COLO_CLASS_TCP) {

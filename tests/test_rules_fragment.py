@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import wire
@@ -33,6 +34,8 @@ from model.table import (
 )
 from model.verdict import Config
 from wire import Path
+
+from coloproxy.rules import Rules, ToleranceRule, parse_rules
 
 CONFIG = Config(compare_timeout=TIMEOUT_MS * MILLISECOND, reorder_window=WINDOW_MS * MILLISECOND, max_fragments=8)
 
@@ -131,6 +134,12 @@ def both_families() -> dict[str, list[Row]]:
                 (wait(TIMEOUT_MS), LATE),
                 (commit(), "p1 p2 p3"),
             ],
+            "bytes beyond the end, as many as are missing": [
+                (pf([piece(16, 32, False, path), piece(32, 48, True, path)]), ""),
+                (pf([piece(48, 64, True, path, ident=78), piece(16, 32, False, path, ident=78)]), ""),
+                (wait(TIMEOUT_MS), LATE),
+                (commit(), "p1 p2 p3 p4"),
+            ],
             "an empty fragment": [
                 (pf([piece(0, 16, True, path), piece(16, 16, True, path), piece(16, 68, False, path)]), ""),
                 (sf(f), ""),
@@ -161,18 +170,18 @@ def both_families() -> dict[str, list[Row]]:
                 (commit(), "p1 p2 p3"),
             ],
             "VLANs make the datagram": [
-                (pf(cut(Path(**{**path.__dict__, "vlans": (5,)})), 0), ""),
+                (pf(cut(replace(path, vlans=(5,))), 0), ""),
                 (pf(f, 1, 2), ""),
                 (sf(f), ""),
                 (wait(TIMEOUT_MS), LATE),
                 (commit(), "p1 p2 p3"),
             ],
             "behind VLAN tags": [
-                (pf(cut(Path(**{**path.__dict__, "vlans": (5, 6)}))), ""),
-                (s_raw(wire.udp(Path(**{**path.__dict__, "vlans": (5, 6)}), BODY)), "p1 p2 p3"),
+                (pf(cut(replace(path, vlans=(5, 6)))), ""),
+                (s_raw(wire.udp(replace(path, vlans=(5, 6)), BODY)), "p1 p2 p3"),
             ],
             "Ethernet padding is no payload": [
-                (pf(cut(Path(**{**path.__dict__, "pad": True}), (8, 16))), ""),
+                (pf(cut(replace(path, pad=True), (8, 16))), ""),
                 (s_raw(wire.udp(path, BODY)), "p1 p2 p3"),
             ],
             "an echo": [
@@ -291,13 +300,19 @@ def both_families() -> dict[str, list[Row]]:
 
 def _dhcp(path: Path) -> Path:
     ports = (68, 67) if path.family == 4 else (546, 547)
-    return Path(**{**path.__dict__, "sport": ports[0], "dport": ports[1]})
+    return replace(path, sport=ports[0], dport=ports[1])
 
 
 FAMILIES: dict[str, list[Row]] = {
     "IPv4: an overlap with the same bytes joins": [
         (pf([piece(0, 40, True), piece(16, 68, False)]), ""),
         (sf(cut()), "p1 p2"),
+    ],
+    "IPv4: two ends, the same bytes": [
+        (pf([piece(16, 40, False), piece(16, 68, False), piece(0, 16, True)]), ""),
+        (sf(cut()), ""),
+        (wait(TIMEOUT_MS), LATE),
+        (commit(), "p1 p2 p3"),
     ],
     "IPv4: one inside the other": [
         (pf([piece(0, 40, True), piece(8, 16, True), piece(40, 68, False)]), ""),
@@ -363,6 +378,15 @@ FAMILIES: dict[str, list[Row]] = {
         (pf(wire.fragments(wire.udp(V6, BODY), (8,), reserved=3)), ""),
         (s_raw(wire.udp(V6, BODY)), "p2 p3"),
     ],
+    "IPv6: an atomic one with reserved bits does not meet others of its ID either": [
+        (pf(cut(V6), 0), ""),
+        (pf(wire.fragments(wire.udp(V6, b"atom"), (), reserved=3)), ""),
+        (s_raw(wire.udp(V6, b"atom")), "p2"),
+    ],
+    "IPv6: the first fragment's next header counts": [
+        (pf([cut(V6)[0], *(f[:54] + b"\x99" + f[55:] for f in cut(V6)[1:])]), ""),
+        (sf(cut(V6)), "p1 p2 p3"),
+    ],
     "IPv6: behind hop-by-hop, destination options and routing": [
         (pf(wire.fragments(wire.udp(Path.v6(extensions=(0, 60, 43)), BODY), (8, 32), also=bytes((0, 60, 43)))), ""),
         (s_raw(wire.udp(V6, BODY)), "p1 p2 p3"),
@@ -420,13 +444,17 @@ TCP: dict[str, list[Row]] = {
         (p(6, "g"), ""),
         (s(6, "g"), "p4"),
     ],
-    "unjudged when the commit comes: the flow is met anew": [
+    "unjudged when the commit comes: what follows is matched beyond the gap": [
         *OPEN,
         (stop(), ""),
         (pf(tcp_cut(0, b"abcdef")), ""),
         (commit(), "p2 p3"),
         (p(6, "g"), ""),
         (s(6, "g"), "p4"),
+        (p(7, "hi"), ""),
+        (s(6, "ghi"), "p5"),
+        (p(0, "abc"), ""),
+        (s(0, "abcdefghi"), "p6"),
     ],
 }  # fmt: skip
 
@@ -440,6 +468,46 @@ CASES = [
 @pytest.mark.parametrize("rows", CASES)
 def test_core(rows: list[Row]) -> None:
     Table(Core, NUMBERS[0], CONFIG).play(rows)
+
+
+RULES = parse_rules(
+    """
+[[policy]]
+action = "pass"
+protocol = "udp"
+client_port = 40000
+
+[[policy]]
+action = "drop-secondary"
+protocol = "udp"
+"""
+)
+
+
+def test_rules_are_asked_about_the_datagram() -> None:
+    """Its ports are in one fragment only; a datagram that passes does so when it is whole."""
+    for path in (V4, V6):
+        passes, waits = cut(path), cut(replace(path, dport=40001), ident=78)
+        rows: list[Row] = [
+            (pf(passes, 1, 2), ""),
+            (pf(passes, 0), "p1 p2 p3"),
+            (sf(passes), ""),
+            (pf(waits, 1, 2), ""),
+            (sf(waits), ""),
+            (pf(waits, 0), "want:policy"),
+            (commit(), "p4 p5 p6"),
+        ]
+        Table(Core, NUMBERS[0], replace(CONFIG, rules=RULES)).play(rows)
+
+
+def test_tolerated_bytes_may_be_cut_in_two() -> None:
+    rules = Rules(tolerances=(ToleranceRule("id", b" id=", 6),))
+    ours, theirs = b"0123456789 id=123456 rest", b"0123456789 id=654321 rest"
+    rows: list[Row] = [
+        (pf(wire.fragments(wire.udp(V4, ours), (24,))), ""),
+        (s_raw(wire.udp(V4, theirs)), "p1 p2 tolerated@14"),
+    ]
+    Table(Core, NUMBERS[0], replace(CONFIG, rules=rules)).play(rows)
 
 
 def test_wire_cuts_as_the_model_reads() -> None:
