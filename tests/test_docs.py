@@ -34,6 +34,8 @@ def test_options_exist(path: Path) -> None:
     helps = [
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "mutate", "--help"],
+        [sys.executable, str(TOP / "tools" / "make_captures.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
         [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import compare, demo
+from coloproxy.cli import compare, demo, mutate
 from coloproxy.cli.app import FAILED, app
 
-__all__ = ["app", "compare", "demo", "main"]
+__all__ = ["app", "compare", "demo", "main", "mutate"]
 
 
 def main() -> None:
