@@ -20,7 +20,7 @@ from typing import Any
 from . import redirector
 from .address import PeerSource
 from .engine import Engine
-from .engine_events import Committed, EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
+from .engine_events import Committed, EngineEvent, EngineFailed, PeerAttached, PeerLost, Port, RecordingEnded
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
 from .events import Divergence, LimitHit, Tolerated
 from .guide import Guide, PlainGuide, QmpGuide
@@ -133,6 +133,7 @@ class Compare:
         with contextlib.suppress(ColoproxyError):
             await asyncio.to_thread(self._engine.stop, self._options.linger_s)
             self._drain_events()
+            self._tell_recording()
             self._print(stats.total(time.monotonic_ns(), self._snapshot()))
             self._journal.write("stopped", {"failure": self._failure, "totals": dataclasses.asdict(self._snapshot())})
         asyncio.get_running_loop().remove_reader(self._engine.event_fd)
@@ -185,10 +186,32 @@ class Compare:
         for event in self._engine.events():
             self._journal.engine(event)
         self._done = self._snapshot()
+        self._tell_recording()
         self._engine.close()
-        self._engine = self._options.engine()
+        try:
+            self._engine = self._options.engine(again=True)
+        except MisuseError as error:  # the disk is no reason to leave a primary without its proxy
+            log.log(logging.ERROR, "%s; not recorded from here on", error)
+            self._options = dataclasses.replace(self._options, record=None)
+            self._engine = self._options.engine()
         self._out_peer = None
         self._start_engine()
+
+    def _tell_recording(self) -> None:
+        """The engine has been stopped: what its recording has, and what it lacks."""
+        if self._options.record is None:
+            return
+        n = self._engine.counters()
+        fields = {
+            "path": str(self._options.record.path), "files": n.record_files, "packets": n.recorded,
+            "bytes": n.recorded_bytes, "lost": n.record_lost,
+        }  # fmt: skip
+        log.log(
+            logging.WARNING if n.record_lost else logging.INFO,
+            "recording %(path)s: %(packets)d packets in %(files)d files; %(lost)d could not be recorded",
+            fields,
+        )
+        self._journal.write("recorded", fields)
 
     def _snapshot(self) -> Snapshot:
         return self._done + Snapshot.of(self._engine.counters())
@@ -226,6 +249,10 @@ class Compare:
                 rule = self._options.rules.tolerances[event.rule].name
                 log.info("tolerated by rule %s: %s differs at byte %d", rule, event.flow, event.offset)
                 self._journal.engine(event, {"rule": rule})
+            case RecordingEnded():
+                path = self._options.record.path if self._options.record is not None else ""
+                log.error("%s: %s; the service goes on without it", path, event.reason)
+                self._journal.engine(event, {"path": str(path)})
             case EngineFailed():
                 self._journal.engine(event)
                 self._fail(event.reason)

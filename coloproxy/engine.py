@@ -21,6 +21,7 @@ makes room. Nothing of the primary is ever dropped.
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from coloproxy._native import check, ffi, lib
 from coloproxy.comparator import Counters, counters_from_native
 from coloproxy.config import ComparatorOptions, fill, fill_comparator
 from coloproxy.engine_events import EngineEvent, Port, engine_event_from_native
+from coloproxy.recording import OUTDEV_SNAP, RecordOptions, numbered, options_json, wall_offset
+from coloproxy.rules import NO_RULES
 
 __all__ = ["Engine", "EngineCounters"]
 
@@ -56,6 +59,10 @@ class EngineCounters:
         out_bytes: released bytes that wait for outdev now.
         gate_closed: how often frames waited for the control plane to deal with QMP messages.
         events_lost: divergences and limits that found the event ring full (no other event is ever lost).
+        recorded, recorded_bytes: packets that the recording has, and bytes of its files.
+        record_lost: frames, ACKs and marks that are missing in it: the disk was too slow, or failed.
+        record_files: opened so far.
+        record_error: the errno that ended the recording, 0: none.
         connected: whether there is a peer now.
     """
 
@@ -72,6 +79,11 @@ class EngineCounters:
     out_bytes: int
     gate_closed: int
     events_lost: int
+    recorded: int
+    recorded_bytes: int
+    record_lost: int
+    record_files: int
+    record_error: int
     connected: tuple[bool, bool, bool]
 
 
@@ -121,6 +133,8 @@ class Engine:
         if handle == ffi.NULL:
             raise errors.MisuseError(f"Engine: unusable configuration (or no memory): {own | dict(options)}")
         self._e: Any = ffi.gc(handle, lib.colo_engine_destroy)
+        self._config = config  # its rules are gone: recording wants the numbers
+        self._rules = options.get("rules", NO_RULES)
         self._max_frame = int(config.max_frame)
         self._vnet_hdr = vnet_hdr
         self._stopped = False
@@ -143,6 +157,43 @@ class Engine:
             NativeError: the thread can't be made.
         """
         check(lib.colo_engine_start(self._handle), "Engine.start")
+
+    def record(self, options: RecordOptions, number: int = 0) -> None:
+        """Records what the engine sees from its start on; see docs/recording.md. Before ``start``, once.
+
+        What the disk is too slow for is not recorded, and counted. An error of the disk later ends the recording with
+        a ``RecordingEnded``, nothing else.
+
+        Args:
+            options: where to, and when a file ends.
+            number: of the first file, see :func:`coloproxy.recording.next_number`.
+
+        Raises:
+            MisuseError: the file can't be opened, with its name; the engine was started, or records already.
+        """
+        options.check()
+        path = numbered(options.path, number)
+        if options.rotates and number == 0:
+            raise errors.MisuseError(f"recording {path}: files that follow one another are numbered from 1")
+        config = ffi.new("struct colo_record_config *")
+        texts = (
+            ffi.new("char[]", os.fsencode(options.path)),
+            ffi.new("char[]", options_json(self._config.comparator, self._rules, vnet_hdr=self._vnet_hdr).encode()),
+        )
+        config.path, config.options = texts
+        own = {
+            "max_bytes": options.max_bytes,
+            "max_time": options.max_time,
+            "keep": options.keep,
+            "number": number,
+            "outdev_snap": OUTDEV_SNAP,
+            "wall_offset": wall_offset(),
+        }
+        fill(config, f"recording {path}", own)
+        result = lib.colo_engine_record(self._handle, config)
+        if result == lib.COLO_ERR_SYSTEM:
+            raise errors.MisuseError(f"recording {path}: {os.strerror(ffi.errno)}")
+        check(result, f"Engine.record({path})")
 
     def stop(self, linger: float = 1.0) -> None:
         """Ends the thread and joins it; closes all sockets, outdev's when all that was released is written.
@@ -228,6 +279,11 @@ class Engine:
             out_bytes=n.out_bytes,
             gate_closed=n.gate_closed,
             events_lost=n.events_lost,
+            recorded=n.recorded,
+            recorded_bytes=n.recorded_bytes,
+            record_lost=n.record_lost,
+            record_files=n.record_files,
+            record_error=n.record_error,
             connected=(bool(n.connected[0]), bool(n.connected[1]), bool(n.connected[2])),
         )
 

@@ -25,6 +25,7 @@ __all__ = [
     "PeerAttached",
     "PeerLost",
     "Port",
+    "RecordingEnded",
     "engine_event_from_native",
 ]
 
@@ -118,7 +119,16 @@ class EngineFailed:
     errno: int
 
 
-EngineEvent = PeerAttached | PeerLost | GateLost | Committed | EngineFailed | ComparatorEvent
+@dataclass(frozen=True, slots=True)
+class RecordingEnded:
+    """The recording could not be written. Its file ends with the last whole block; the data path goes on."""
+
+    time: int
+    reason: str
+    errno: int
+
+
+EngineEvent = PeerAttached | PeerLost | GateLost | Committed | EngineFailed | RecordingEnded | ComparatorEvent
 
 
 def _errno_text(code: int) -> str:
@@ -178,6 +188,8 @@ def engine_event_from_native(event: Any, max_frame: int, vnet_hdr: bool) -> Engi
             return GateLost(event.time, reason, code or None)
         case lib.COLO_ENGINE_COMMITTED:
             return Committed(event.time, event.released_frames, event.released_bytes)
+        case lib.COLO_ENGINE_RECORD_ENDED:
+            return RecordingEnded(event.time, f"the recording has ended: {_errno_text(code)}", code)
         case lib.COLO_ENGINE_FATAL:
             return EngineFailed(event.time, f"engine: {_errno_text(code)}", code)
         case kind:

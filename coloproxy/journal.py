@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from .engine_events import Committed, EngineEvent, EngineFailed, GateLost, PeerAttached, PeerLost
+from .engine_events import Committed, EngineEvent, EngineFailed, GateLost, PeerAttached, PeerLost, RecordingEnded
 from .errors import MisuseError
 from .events import CheckpointWanted, Divergence, FlowId, LimitHit, Tolerated
 from .lines import LineWriter
@@ -99,6 +99,8 @@ def event_fields(event: EngineEvent) -> tuple[str, dict[str, object]]:
             return "lost", {"port": "qmp", "reason": event.reason, "errno": event.errno}
         case Committed():
             return "committed", {"released_frames": event.released_frames, "released_bytes": event.released_bytes}
+        case RecordingEnded():
+            return "recording-ended", {"reason": event.reason, "errno": event.errno}
         case EngineFailed():
             return "engine-failed", {"reason": event.reason, "errno": event.errno}
 

@@ -9,6 +9,7 @@ from .address import Address
 from .checkpoint_actions import Timing
 from .engine import Engine
 from .errors import MisuseError
+from .recording import RecordOptions, next_number
 from .rules import NO_RULES, Rules
 
 
@@ -40,9 +41,12 @@ class CompareOptions:
     stats_interval_s: float | None = None
     json_events: str | None = None
     linger_s: float = 1.0
+    record: RecordOptions | None = None
 
     def check(self) -> None:
         """Raises MisuseError for what can't work together."""
+        if self.record is not None:
+            self.record.check()
         if self.qmp is not None and self.notify_dev is not None:
             raise MisuseError("--qmp and --notify-dev: use one of them; a commit must be told by one side only")
         places: dict[str, str] = {}
@@ -58,8 +62,18 @@ class CompareOptions:
             if other != option:
                 raise MisuseError(f"{other} and {option}: both are {address}")
 
-    def engine(self) -> Engine:
-        """An engine by these options. Raises MisuseError."""
+    def engine(self, *, again: bool = False) -> Engine:
+        """An engine by these options, that records if that is wanted. Raises MisuseError.
+
+        Args:
+            again: it follows another one of this service, whose recording stays as it is.
+        """
+        engine = self._engine()
+        if self.record is not None:
+            engine.record(self.record, next_number(self.record, opened=again))
+        return engine
+
+    def _engine(self) -> Engine:
         return Engine(
             vnet_hdr=self.vnet_hdr_support,
             compare_timeout=self.compare_timeout_ms * 1_000_000,

@@ -381,6 +381,18 @@ struct colo_engine_config {
 
 void colo_engine_config_default(struct colo_engine_config *config);
 
+/* What the engine saw goes to a pcapng file, see docs/recording.md. */
+struct colo_record_config {
+    const char *path;      /* the file; with a number other than 0, that number stands before its suffix */
+    const char *options;   /* the comparator's, as JSON, for the head of each file */
+    uint64_t max_bytes;    /* a file that has grown to that is followed by the next number; 0: no bound */
+    int64_t max_time;      /* ns, the same way */
+    uint32_t number;       /* of the first file; not 0 if there are to be more */
+    uint32_t keep;         /* so many numbered files are kept, older ones deleted; 0: all */
+    uint32_t outdev_snap;  /* bytes kept of released frames on outdev, 0: all; they are whole on primary_in */
+    int64_t wall_offset;   /* ns since the Unix epoch at which CLOCK_MONOTONIC was 0 */
+};
+
 enum colo_engine_event_kind {
     COLO_ENGINE_COMPARATOR = 0,  /* `event` is the comparator's */
     COLO_ENGINE_ATTACHED = 1,    /* `port` has its peer */
@@ -389,6 +401,7 @@ enum colo_engine_event_kind {
     COLO_ENGINE_GATE_LOST = 3,   /* the QMP socket is gone */
     COLO_ENGINE_COMMITTED = 4,   /* a commit was carried out: released_* tell what it flushed */
     COLO_ENGINE_FATAL = 5,       /* the thread ended by itself: `error` is an errno */
+    COLO_ENGINE_RECORD_ENDED = 6,/* the recording could not be written: `error` is an errno; the data path goes on */
 };
 
 enum colo_engine_fault {
@@ -424,12 +437,19 @@ struct colo_engine_counters {
     uint64_t out_bytes;          /* released and waiting for outdev now */
     uint64_t gate_closed;        /* how often frames waited for the control plane to read QMP */
     uint64_t events_lost;
+    uint64_t recorded;           /* packets written to the recording's files */
+    uint64_t recorded_bytes;
+    uint64_t record_lost;        /* frames, ACKs and marks that the disk was too slow for, or was lost to */
+    uint32_t record_files;       /* opened */
+    int32_t record_error;        /* an errno that ended the recording, 0: none */
     uint8_t connected[3];
 };
 
 /* All of these: [any thread]. */
 colo_engine *colo_engine_create(const struct colo_engine_config *config);
 int colo_engine_start(colo_engine *e);
+/* Records from the start on: before colo_engine_start, once. COLO_ERR_SYSTEM with errno: the file can't be opened. */
+int colo_engine_record(colo_engine *e, const struct colo_record_config *config);
 /* Ends the thread after it has tried for up to `linger_ms` to write what was released; joins it. Idempotent. */
 int colo_engine_stop(colo_engine *e, int linger_ms);
 void colo_engine_destroy(colo_engine *e);

@@ -18,6 +18,7 @@ enum colo_engine_state {
 };
 
 struct colo_engine {
+    struct colo_engine_config config;
     struct colo_command_queue commands;
     struct colo_report report;
     struct colo_ports ports;
@@ -43,7 +44,7 @@ void colo_engine_config_default(struct colo_engine_config *config)
 static bool makes_sense(const struct colo_engine_config *c)
 {
     return c->max_frame >= 14 && c->max_frame <= 1 << 24 && c->slab_size <= 1 << 28 &&
-           c->slab_size >= c->max_frame + COLO_FRAMING_HEAD_MAX && c->max_slabs >= 8 && c->max_slabs <= 1 << 24 &&
+           c->slab_size >= c->max_frame + COLO_FRAMING_HEAD_MAX && c->max_slabs >= 8 && c->max_slabs < (1 << 24) - 2 &&
            c->max_out_bytes > 0;
 }
 
@@ -56,6 +57,9 @@ colo_engine *colo_engine_create(const struct colo_engine_config *config)
     e = calloc(1, sizeof *e);
     if (!e)
         return NULL;
+    e->config = *config;
+    e->config.comparator.rules = NULL; /* the caller's */
+    e->config.comparator.tolerances = NULL;
     if (colo_command_init(&e->commands) < 0)
         goto no_commands;
     if (colo_report_init(&e->report) < 0)
@@ -75,6 +79,17 @@ no_report:
 no_commands:
     free(e);
     return NULL;
+}
+
+int colo_engine_record(colo_engine *e, const struct colo_record_config *config)
+{
+    int error = COLO_ERR_MISUSE;
+
+    pthread_mutex_lock(&e->lock);
+    if (e->state == NEW && !e->loop.judge.recorder)
+        error = colo_recorder_create(&e->loop.judge.recorder, config, &e->config, &e->loop.judge.pool);
+    pthread_mutex_unlock(&e->lock);
+    return error;
 }
 
 void colo_engine_destroy(colo_engine *e)

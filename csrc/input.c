@@ -139,6 +139,8 @@ uint32_t colo_input_scan(struct colo_input *in)
     in->count = (uint32_t)colo_framing_scan(&in->framing, in->slab->data + in->start, in->fill - in->start,
                                             colo_slab_cookie(in->slab, in->start), in->frames, COLO_INPUT_BATCH,
                                             &used);
+    for (uint32_t i = 0; i < in->count; i++)
+        in->frames[i].cookie = colo_slab_with_ordinal(in->frames[i].cookie, (uint8_t)i);
     in->slab->refs += in->count;
     in->start += (uint32_t)used;
     if (in->count < COLO_INPUT_BATCH) {

@@ -39,6 +39,8 @@ int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *confi
 
 void colo_judge_fini(struct colo_judge *j)
 {
+    colo_recorder_destroy(j->recorder);
+    j->recorder = NULL;
     colo_comparator_destroy(j->comparator);
     j->comparator = NULL;
     colo_outlet_fini(&j->outlet);
@@ -54,6 +56,8 @@ static void carry_out_one(struct colo_judge *j, const struct colo_action *a)
     uint64_t before = j->outlet.queue.bytes;
     int error = 0;
 
+    if (j->recorder)
+        colo_recorder_action(j->recorder, a, false);
     switch (a->kind) {
     case COLO_RELEASE:
         error = colo_outlet_release(&j->outlet, a);
@@ -85,6 +89,14 @@ static void carry_out(struct colo_judge *j)
         for (size_t i = 0; i < n && !j->error; i++)
             carry_out_one(j, &actions[i]);
     } while (n && !j->error);
+    if (j->recorder)
+        colo_recorder_publish(j->recorder);
+}
+
+static void mark(struct colo_judge *j, enum colo_record_mark what, int64_t now, int64_t resumed)
+{
+    if (j->recorder)
+        colo_recorder_mark(j->recorder, what, now, resumed);
 }
 
 void colo_judge_events(struct colo_judge *j)
@@ -123,6 +135,9 @@ static bool feed_some(struct colo_judge *j, int side)
         j->error = taken == COLO_ERR_NOMEM ? ENOMEM : EINVAL;
         return false;
     }
+    if (j->recorder && taken)
+        colo_recorder_fed(j->recorder, in->frames[in->first].cookie, in->frames[in->first + taken - 1].cookie,
+                          (uint32_t)taken, in->time);
     j->inside += (uint64_t)taken;
     colo_input_taken(in, (uint32_t)taken);
     return taken > 0;
@@ -145,6 +160,7 @@ void colo_judge_tick(struct colo_judge *j, int64_t now)
 {
     if (colo_comparator_deadline(j->comparator) > now)
         return;
+    mark(j, COLO_MARK_TICK, now, 0);
     colo_comparator_tick(j->comparator, now);
     carry_out(j);
 }
@@ -203,6 +219,25 @@ void colo_judge_out_of_slabs(struct colo_judge *j, int64_t now)
 
 /* ------------------------------------------------------------------ epochs */
 
+/* Throws away what waits of an input. */
+static void drop(struct colo_judge *j, int side)
+{
+    struct colo_input *in = &j->inputs[side];
+
+    if (j->recorder)
+        while (colo_input_scan(in)) {
+            for (uint32_t i = 0; i < in->count; i++) {
+                uint64_t cookie = in->frames[in->first + i].cookie;
+
+                colo_recorder_dropped(j->recorder, side, cookie, in->time);
+                colo_slab_put(&j->pool, colo_slab_of(&j->pool, cookie), 1);
+            }
+            colo_input_taken(in, in->count);
+            colo_recorder_publish(j->recorder);
+        }
+    colo_input_drop(in);
+}
+
 /*
  * Reads an input until nothing is left and feeds it. A peer that is gone is found again, and reported, by the loop's
  * next read. `old`: the frames are of the epoch that ends, however late they are read; what the comparator won't take
@@ -220,7 +255,7 @@ static void drain(struct colo_judge *j, int side, bool old)
         while (feed_some(j, side))
             carry_out(j);
         if (old)
-            colo_input_drop(in);
+            drop(j, side);
         if (in->fd < 0 || in->framing.fault || colo_input_waits(in) || !colo_input_prepare(in, old))
             return;
         n = colo_input_read(in);
@@ -234,8 +269,12 @@ static void drain(struct colo_judge *j, int side, bool old)
 
 void colo_judge_stop(struct colo_judge *j)
 {
+    int64_t now;
+
     drain(j, COLO_SECONDARY, true);
-    colo_comparator_stop(j->comparator, colo_clock_now());
+    now = colo_clock_now();
+    mark(j, COLO_MARK_STOP, now, 0);
+    colo_comparator_stop(j->comparator, now);
     drain(j, COLO_PRIMARY, false);
 }
 
@@ -245,12 +284,14 @@ void colo_judge_commit(struct colo_judge *j, int64_t resumed)
     int64_t now;
 
     colo_judge_feed(j);
-    colo_input_drop(&j->inputs[COLO_SECONDARY]);
+    drop(j, COLO_SECONDARY);
     colo_judge_events(j);
     now = colo_clock_now();
     j->committed_frames = j->committed_bytes = 0;
     j->wanted = j->limit_told = false;
-    colo_comparator_commit(j->comparator, resumed < now ? resumed : now, now);
+    resumed = resumed < now ? resumed : now;
+    mark(j, COLO_MARK_COMMIT, now, resumed);
+    colo_comparator_commit(j->comparator, resumed, now);
     carry_out(j);
     e.time = now;
     e.released_frames = j->committed_frames;
@@ -260,14 +301,37 @@ void colo_judge_commit(struct colo_judge *j, int64_t resumed)
 
 void colo_judge_abort(struct colo_judge *j)
 {
-    colo_comparator_abort(j->comparator, colo_clock_now());
+    int64_t now = colo_clock_now();
+
+    mark(j, COLO_MARK_ABORT, now, 0);
+    colo_comparator_abort(j->comparator, now);
     carry_out(j);
 }
 
 void colo_judge_alone(struct colo_judge *j)
 {
     colo_judge_events(j);
-    colo_comparator_alone(j->comparator, colo_clock_now());
+    int64_t now = colo_clock_now();
+
+    mark(j, COLO_MARK_ALONE, now, 0);
+    colo_comparator_alone(j->comparator, now);
     j->wanted = j->limit_told = false;
     carry_out(j);
+}
+
+void colo_judge_end_recording(struct colo_judge *j)
+{
+    struct colo_action actions[ACTIONS];
+    size_t n;
+
+    if (!j->recorder)
+        return;
+    /* The comparator gives all it holds only to one who is alone. Nobody carries these actions out. */
+    colo_comparator_alone(j->comparator, colo_clock_now());
+    while ((n = colo_comparator_actions(j->comparator, actions, ACTIONS)))
+        for (size_t i = 0; i < n; i++)
+            colo_recorder_action(j->recorder, &actions[i], true);
+    for (int side = 0; side < 2; side++)
+        drop(j, side);
+    colo_recorder_finish(j->recorder);
 }

@@ -27,6 +27,7 @@
 #include "coloproxy.h"
 #include "input.h"
 #include "outlet.h"
+#include "recorder.h"
 #include "report.h"
 #include "slab.h"
 
@@ -36,6 +37,7 @@ struct colo_judge {
     struct colo_input inputs[2]; /* by enum colo_side */
     struct colo_outlet outlet;
     struct colo_report *report;
+    struct colo_recorder *recorder; /* NULL: nothing is recorded */
     uint64_t inside;     /* frames that the comparator has */
     bool wanted;         /* a checkpoint, in this epoch; told */
     bool limit_told;     /* the engine's own, in this epoch */
@@ -69,6 +71,8 @@ void colo_judge_stop(struct colo_judge *j);
 void colo_judge_commit(struct colo_judge *j, int64_t resumed);
 void colo_judge_abort(struct colo_judge *j);
 void colo_judge_alone(struct colo_judge *j);
+/* The last call: what is still held or waits goes to the recording, and nowhere else. */
+void colo_judge_end_recording(struct colo_judge *j);
 
 int64_t colo_clock_now(void);
 

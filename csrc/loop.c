@@ -275,6 +275,23 @@ static void arm(struct colo_loop *l)
     l->frames_at_gate = at_gate;
 }
 
+static void publish_recording(struct colo_loop *l)
+{
+    struct colo_recorder *r = l->judge.recorder;
+    struct colo_engine_event e = {.kind = COLO_ENGINE_RECORD_ENDED};
+
+    if (!r)
+        return;
+    colo_recorder_publish(r);
+    colo_recorder_counters(r, &l->counters);
+    if (!l->counters.record_error || r->told)
+        return;
+    r->told = true;
+    e.error = l->counters.record_error;
+    e.time = colo_clock_now();
+    colo_report_stage(l->report, &e);
+}
+
 static void publish(struct colo_loop *l)
 {
     struct colo_engine_counters *n = &l->counters;
@@ -289,6 +306,7 @@ static void publish(struct colo_loop *l)
     n->writes = j->outlet.written.calls;
     n->slabs = colo_slab_in_use(&j->pool);
     n->out_bytes = j->outlet.queue.bytes;
+    publish_recording(l);
     for (int port = 0; port < COLO_PORT_COUNT; port++)
         n->connected[port] = fd_of(l, port) >= 0;
     colo_report_publish(l->report, n);
@@ -367,4 +385,7 @@ void colo_loop_run(struct colo_loop *l)
         colo_report_stage(l->report, &fatal);
     }
     publish(l);
+    colo_judge_end_recording(&l->judge);
+    publish_recording(l);
+    colo_report_publish(l->report, &l->counters);
 }

@@ -40,7 +40,8 @@ void colo_report_fini(struct colo_report *r)
 
 static bool is_ordinary(const struct colo_engine_event *e)
 {
-    return e->kind == COLO_ENGINE_COMPARATOR && e->event.kind != COLO_EVENT_WANT_CHECKPOINT;
+    return e->kind == COLO_ENGINE_RECORD_ENDED ||
+           (e->kind == COLO_ENGINE_COMPARATOR && e->event.kind != COLO_EVENT_WANT_CHECKPOINT);
 }
 
 void colo_report_stage(struct colo_report *r, const struct colo_engine_event *event)

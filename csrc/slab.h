@@ -55,9 +55,25 @@ static inline uint64_t colo_slab_cookie(const struct colo_slab *slab, uint32_t a
     return (uint64_t)slab->index << 32 | at;
 }
 
+/* The upper 8 bits are the reader's, for the frame's ordinal in its batch. */
+static inline uint64_t colo_slab_with_ordinal(uint64_t cookie, uint8_t ordinal)
+{
+    return cookie | (uint64_t)ordinal << 56;
+}
+
+static inline uint8_t colo_slab_ordinal(uint64_t cookie)
+{
+    return (uint8_t)(cookie >> 56);
+}
+
+static inline uint32_t colo_slab_index(uint64_t cookie)
+{
+    return (uint32_t)(cookie >> 32) & 0xffffff;
+}
+
 static inline struct colo_slab *colo_slab_of(const struct colo_slab_pool *pool, uint64_t cookie)
 {
-    return pool->table[cookie >> 32];
+    return pool->table[colo_slab_index(cookie)];
 }
 
 static inline uint32_t colo_slab_at(uint64_t cookie)

@@ -15,9 +15,10 @@ from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
 from coloproxy.cli.app import FAILED, USAGE, app
 from coloproxy.cli.logs import set_up_logging
 from coloproxy.compare import Compare
-from coloproxy.errors import ColoproxyError
+from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.lines import LineWriter
 from coloproxy.options import CompareOptions
+from coloproxy.recording import RecordOptions
 from coloproxy.rules import NO_RULES, load_rules
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ With virtio-net: vnet_hdr_support=on on every filter, and --vnet-hdr-support her
 """
 
 SOCKETS, RULES, CHECKPOINTS, LIMITS, OUTPUT = "Sockets", "Comparison", "Checkpoints", "Limits", "Output"
+RECORDING = "Recording"
 
 
 @app.command(help=COMPARE_HELP, epilog=EPILOG)
@@ -231,6 +233,32 @@ def compare(
             "durations, ... -: standard output (statistics then go to standard error).",
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=RECORDING,
+            help="Write all frames with their verdicts to a pcapng file (mode 0600: it holds clients' data), see "
+            "docs/recording.md. What the disk is too slow for is left out and counted.",
+        ),
+    ] = None,
+    record_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MB",
+            min=1,
+            rich_help_panel=RECORDING,
+            help="Go on in a new file when one has so many million bytes: FILE-00001, FILE-00002, ...",
+        ),
+    ] = None,
+    record_time: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.01, rich_help_panel=RECORDING, help="The same after so many seconds."),
+    ] = None,
+    record_files: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, rich_help_panel=RECORDING, help="Keep the N newest of them. Default: all."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Log each step too.")
     ] = False,
@@ -267,6 +295,7 @@ def compare(
             out_redirector=out_redirector,
             stats_interval_s=stats_interval,
             json_events=json_events,
+            record=_record(record, record_size, record_time, record_files),
         )
         service = Compare(options)
         code = FAILED  # from here on it isn't the command line's fault
@@ -278,6 +307,19 @@ def compare(
     finally:
         writer.close()
     raise typer.Exit(code)
+
+
+def _record(path: Path | None, size: int | None, seconds: float | None, files: int | None) -> RecordOptions | None:
+    if path is not None:
+        return RecordOptions(
+            path,
+            max_bytes=None if size is None else size * 1_000_000,
+            max_time=None if seconds is None else round(seconds * 1e9),
+            keep=files,
+        )
+    if (size, seconds, files) != (None, None, None):
+        raise MisuseError("--record-size, --record-time and --record-files need --record")
+    return None
 
 
 def _optional(text: str | None, option: str, *, may_listen: bool) -> Address | None:

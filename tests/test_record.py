@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings: what the engine wrote, fed to a comparator again, gives the verdicts that it wrote."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import wire
+from wire import ACK, PSH, SYN
+
+from coloproxy.capture import CapturedFrame, CaptureReader
+from coloproxy.comparator import Comparator, Discarded, Emitted, Frame, Released
+from coloproxy.config import ComparatorOptions
+from coloproxy.engine import Engine, EngineCounters
+from coloproxy.engine_events import Port, RecordingEnded
+from coloproxy.errors import MisuseError
+from coloproxy.events import FrameClass, Side
+from coloproxy.recording import RecordOptions, next_number, numbered
+from coloproxy.rules import rules_from_document
+
+PATIENCE = 20.0
+HEAD = "coloproxy recording 1 "
+
+
+class Service:
+    """An engine that records, and the far ends of its sockets."""
+
+    def __init__(self, record: RecordOptions, number: int = 0, *, vnet_hdr: bool = False, **options: int) -> None:
+        self.vnet_hdr = vnet_hdr
+        self.engine = Engine(vnet_hdr=vnet_hdr, **{"compare_timeout": 3600 * 10**9, **options})  # type: ignore[arg-type]
+        self.engine.record(record, number)
+        self.engine.start()
+        self.far: dict[Port, socket.socket] = {}
+        for port in Port:
+            ours, self.far[port] = socket.socketpair()
+            self.engine.attach(port, ours)
+        self.fed = [0, 0]
+
+    def send(self, side: Side, *frames: bytes) -> None:
+        """Returns when the comparator has them: nothing that follows depends on the scheduler."""
+        for frame in frames:
+            head = struct.pack("!I", len(frame))
+            if self.vnet_hdr:
+                head += struct.pack("!I", wire.vnet_len(frame))
+            self.far[Port(side)].sendall(head + frame)
+        self.fed[side] += len(frames)
+        self.until(lambda n: list(n.comparator.frames_in) == self.fed)
+
+    def until(self, condition: Callable[[EngineCounters], bool]) -> EngineCounters:
+        end = time.monotonic() + PATIENCE
+        while not condition(counters := self.engine.counters()):
+            assert time.monotonic() < end, counters
+            while select.select([self.far[Port.OUTDEV]], [], [], 0)[0]:
+                self.far[Port.OUTDEV].recv(1 << 20)
+        return counters
+
+    def commit(self) -> None:
+        commits = self.engine.counters().comparator.commits
+        self.engine.checkpoint_commit(time.monotonic_ns())
+        self.until(lambda n: n.comparator.commits == commits + 1)
+
+    def end(self) -> EngineCounters:
+        self.engine.stop(0)
+        counters = self.engine.counters()
+        for sock in self.far.values():
+            sock.close()
+        return counters
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def words(frame: CapturedFrame) -> dict[str, str]:
+    """The comment of a recorded frame."""
+    (comment,) = frame.comments
+    first, *rest = comment.split()
+    assert first == "coloproxy"
+    return {name: value for name, _, value in (word.partition("=") for word in rest)}
+
+
+def read(path: Path) -> tuple[dict[str, object], list[tuple[CapturedFrame, dict[str, str]]]]:
+    with CaptureReader(path) as reader:
+        head = next(text for text in reader.comments if text.startswith(HEAD))
+        return json.loads(head.removeprefix(HEAD)), [(frame, words(frame)) for frame in reader]
+
+
+def comparator(options: dict[str, object]) -> Comparator:
+    """As the head of the file says."""
+    given = {name: value for name, value in options.items() if name in ComparatorOptions.__annotations__}
+    names = {str(member): member for member in FrameClass}
+    given["pass_classes"] = [names[name] for name in given["pass_classes"]]  # type: ignore[attr-defined]
+    given["rules"] = rules_from_document(given["rules"])  # type: ignore[arg-type]
+    return Comparator(**given)  # type: ignore[arg-type]
+
+
+def replay(options: dict[str, object], recorded: list[tuple[CapturedFrame, dict[str, str]]]) -> dict[int, str]:
+    """Feeds in seq order; returns the verdict of each frame by seq, as the recording words it."""
+    core = comparator(options)
+    verdicts: dict[int, str] = {}
+    seqs: list[int] = []
+    emitted: list[bytes] = []
+    sent: dict[int, bytes] = {}
+    given = sorted((int(word["seq"]), frame, word) for frame, word in recorded if "seq" in word)
+    for seq, frame, word in given:
+        match word.get("mark"):
+            case None:
+                side = Side.PRIMARY if frame.interface_name == "primary_in" else Side.SECONDARY
+                vnet = bytes.fromhex(word.get("vnet", ""))
+                assert core.feed(side, [Frame(vnet + frame.data, len(vnet))], frame.time) == 1
+                seqs.append(seq)
+                verdicts[seq] = "withheld"
+            case "commit":
+                core.commit(int(word["resumed"]), frame.time)
+            case mark:
+                getattr(core, str(mark))(frame.time)
+        for action in core.actions():
+            match action:
+                case Released():
+                    verdicts[seqs[action.frame]] = f"released {action.reason}"
+                    sent[seqs[action.frame]] = action.data
+                case Discarded():
+                    verdicts[seqs[action.frame]] = f"discarded {action.reason}"
+                case Emitted():
+                    emitted.append(action.data[action.vnet_len :])
+    # what went out is what goes out now, as far as it was kept
+    for frame, word in recorded:
+        if "of" in word:
+            data = sent[int(word["of"])]
+            assert data.endswith(frame.data) or data[-frame.wire_len :].startswith(frame.data)
+    assert [frame.data for frame, word in recorded if "emitted" in word] == emitted
+    return verdicts
+
+
+def recorded_verdicts(recorded: list[tuple[CapturedFrame, dict[str, str]]]) -> dict[int, str]:
+    return {
+        int(word["seq"]): f"{word['verdict']} {word.get('reason', '')}".strip()
+        for _, word in recorded
+        if "seq" in word and "verdict" in word
+    }
+
+
+def eventful(service: Service, rounds: int, seed: int) -> None:
+    """Traffic with equal and differing data, lowered ACKs, datagrams, every kind of mark."""
+    dice = random.Random(seed)
+    vnet = service.vnet_hdr
+    both = (Side.PRIMARY, Side.SECONDARY)
+
+    def frame(data: bytes) -> bytes:
+        return wire.with_vnet(data, dice.choice((10, 12))) if vnet else data
+
+    service.send(Side.PRIMARY, frame(wire.arp()))
+    service.commit()
+    for round_ in range(rounds):
+        path = wire.Path(dport=40000 + round_)
+        for side in both:
+            service.send(side, frame(wire.tcp(path, 1000 + 5 * side, 77, SYN | ACK)))
+        offset = 1
+        for _ in range(dice.randrange(3, 9)):
+            payload = dice.randbytes(dice.randrange(1, 1400))
+            ack = 78 + offset
+            service.send(Side.PRIMARY, frame(wire.tcp(path, 1000 + offset, ack + 50, PSH | ACK, payload)))
+            service.send(Side.SECONDARY, frame(wire.tcp(path, 1005 + offset, ack, PSH | ACK, payload)))
+            service.send(Side.SECONDARY, frame(wire.tcp(path, 1005 + offset + len(payload), ack + 50)))
+            offset += len(payload)
+        for side in both:
+            service.send(side, frame(wire.udp(path, b"same")))
+        match dice.randrange(4):
+            case 0:
+                service.send(Side.PRIMARY, frame(wire.tcp(path, 1000 + offset, 200, PSH | ACK, b"ours")))
+                service.send(Side.SECONDARY, frame(wire.tcp(path, 1005 + offset, 200, PSH | ACK, b"not!")))
+                service.engine.checkpoint_stop()
+                service.send(Side.PRIMARY, frame(wire.udp(path, b"late")))
+                service.commit()
+            case 1:
+                service.engine.checkpoint_stop()
+                service.send(Side.PRIMARY, frame(wire.udp(path, b"kept")))
+                service.engine.checkpoint_abort()
+                service.send(Side.SECONDARY, frame(wire.udp(path, b"kept")))
+            case 2:
+                service.engine.alone()
+                service.send(Side.PRIMARY, frame(wire.udp(path, b"alone")))
+                service.commit()
+            case _:
+                service.send(Side.PRIMARY, frame(wire.udp(path, b"held until a commit")))
+    service.send(Side.PRIMARY, frame(wire.udp(wire.Path(dport=9), b"held at the end")))
+
+
+@pytest.mark.parametrize("vnet_hdr", [False, True])
+def test_a_recording_gives_the_same_verdicts(tmp_path: Path, vnet_hdr: bool) -> None:
+    path = tmp_path / "seen.pcapng"
+    service = Service(RecordOptions(path), vnet_hdr=vnet_hdr)
+    eventful(service, 12, seed=3)
+    counters = service.end()
+    options, recorded = read(path)
+    assert options["vnet_hdr"] is vnet_hdr
+    assert counters.record_lost == 0
+    assert counters.recorded == len(recorded)
+    assert counters.recorded_bytes == path.stat().st_size
+    want = recorded_verdicts(recorded)
+    assert len(want) == sum(counters.comparator.frames_in)
+    seqs = sorted(int(word["seq"]) for _, word in recorded if "seq" in word)
+    assert seqs == list(range(1, len(seqs) + 1)), "every frame and mark has its own number, without a gap"
+    assert {"released matched", "released committed", "released alone", "withheld"} <= set(want.values())
+    assert {word.get("mark") for _, word in recorded} >= {"stop", "commit", "abort", "alone"}
+    assert any(word.get("ack") == "lowered" for _, word in recorded)
+    assert replay(options, recorded) == want
+    service.close()
+
+
+def test_replay_notices_a_changed_byte(tmp_path: Path) -> None:
+    path = tmp_path / "seen.pcapng"
+    service = Service(RecordOptions(path))
+    eventful(service, 2, seed=5)
+    service.end()
+    options, recorded = read(path)
+    want = recorded_verdicts(recorded)
+    for at, (frame, word) in enumerate(recorded):
+        if frame.interface_name == "secondary_in" and frame.data.endswith(b"same"):
+            changed = CapturedFrame(
+                frame.number, frame.time, frame.data[:-4] + b"SAME", frame.wire_len, frame.interface,
+                frame.interface_name, frame.comments,
+            )  # fmt: skip
+            recorded[at] = changed, word
+            break
+    without = [(frame, word) for frame, word in recorded if "of" not in word and "emitted" not in word]
+    with pytest.raises(AssertionError):
+        assert replay(options, without) == want
+    service.close()
+
+
+def test_files_are_for_their_owner_and_for_tcpdump(tmp_path: Path) -> None:
+    path = tmp_path / "seen.pcapng"
+    path.write_bytes(b"an older one")
+    path.chmod(0o644)
+    service = Service(RecordOptions(path))
+    eventful(service, 2, seed=1)
+    service.end()
+    service.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    _, recorded = read(path)
+    out = subprocess.run(["tcpdump", "-n", "-r", str(path)], capture_output=True, text=True, check=True)
+    assert len(out.stdout.splitlines()) >= sum("mark" not in word for _, word in recorded)
+
+
+def test_rotation(tmp_path: Path) -> None:
+    record = RecordOptions(tmp_path / "seen.pcapng", max_bytes=4000, keep=3)
+    assert next_number(record) == 1
+    service = Service(record, 1)
+    eventful(service, 8, seed=2)
+    counters = service.end()
+    service.close()
+    assert counters.record_files > 4
+    there = sorted(tmp_path.iterdir())
+    last = counters.record_files
+    assert there == [numbered(record.path, number) for number in (last - 2, last - 1, last)]
+    for path in there:
+        _, recorded = read(path)
+        frame, word = recorded[0]
+        assert (word["seq"], word["mark"], frame.data) == ("0", "mode", b"")
+        assert word["mode"] in ("alone", "protected", "stopped")
+    assert next_number(record) == last + 1
+
+
+def test_a_full_disk_ends_the_recording_only(tmp_path: Path) -> None:
+    path = tmp_path / "seen.pcapng"
+    before, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        service = Service(RecordOptions(path))
+        eventful(service, 10, seed=4)  # it waits for what it sends: the data path goes on
+        counters = service.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignore)
+    (ended,) = [event for event in service.engine.events() if isinstance(event, RecordingEnded)]
+    assert "EFBIG" in ended.reason
+    assert counters.record_error == ended.errno
+    _, recorded = read(path)  # what is there is whole
+    assert path.stat().st_size <= 20_000
+    assert len(recorded) < sum(counters.comparator.frames_in)
+    service.close()
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    with Engine() as engine:
+        with pytest.raises(MisuseError, match=r"nowhere/seen\.pcapng: No such file"):
+            engine.record(RecordOptions(tmp_path / "nowhere" / "seen.pcapng"))
+        with pytest.raises(MisuseError, match="/dev/null"):
+            engine.record(RecordOptions(Path("/dev/null")))
+        with pytest.raises(MisuseError, match="numbered from 1"):
+            engine.record(RecordOptions(tmp_path / "seen.pcapng", max_bytes=1))
+        with pytest.raises(MisuseError, match="no size or time"):
+            engine.record(RecordOptions(tmp_path / "seen.pcapng", keep=1))
+        engine.record(RecordOptions(tmp_path / "seen.pcapng"))
+        with pytest.raises(MisuseError):
+            engine.record(RecordOptions(tmp_path / "other.pcapng"))
+    _, recorded = read(tmp_path / "seen.pcapng")  # never started, and whole
+    assert recorded == []
