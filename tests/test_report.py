@@ -267,6 +267,7 @@ def test_the_plot_is_well_formed_and_says_itself_in_words() -> None:
     description = next(svg.iter("desc")).text or ""
     assert "primary goes from offset 0 to 1,000 in 1,000.000 ms" in description
     assert "to 700" in description
+    assert [path.get("stroke-dasharray") for path in svg.iter("path")] == [None, "6 4"]  # not told by colour alone
     assert "s since the first frame shown" in [text.text for text in svg.iter("text")]
 
 

@@ -188,7 +188,7 @@ def _facts(record: Any, flow: Any) -> tuple[tuple[str, str], ...]:
             facts.append(
                 (f"{side}'s packet", f"{packet.path}, packet {packet.number}, {_utc(packet.captured)}{waited}")
             )
-    facts.append(("held then", f"{event.held_frames:,} frames, {event.held_bytes:,} B of all flows"))
+    facts.append(("held then", f"{_number(event.held_frames, 'frame', 'frames')}, {event.held_bytes:,} B of all flows"))
     if flow is not None:
         facts.append(("flow in all", f"{_tally(flow.released)} released, {_tally(flow.withheld)} withheld"))
     return tuple(facts)

@@ -43,7 +43,7 @@ _EXPLANATIONS = {
         "its own random numbers.",
         "Differences of equal length at a known pattern, such as a Date header, can be tolerated. Anything that "
         "depends on random numbers needs a common source of them, a checkpoint, or a rule that does not compare this "
-        "flow, at the price of R1 for it. See docs/comparison.md.",
+        "flow, at the price of R1 for it. See docs/rules.md.",
     ),
     Cause.FIN: Explanation(
         "one side ends the stream where the other goes on",

@@ -86,31 +86,38 @@ def progress_svg(
 
     unit, size = _time_unit(span_t)
     out = [
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="12" '
         f'aria-labelledby="{escape(ident)}-title {escape(ident)}-desc">',
         f'<title id="{escape(ident)}-title">Stream progress of both sides</title>',
         f'<desc id="{escape(ident)}-desc">{escape(describe(primary, secondary, mark))}</desc>',
     ]
+    # The page's CSS says how things look; these attributes serve a viewer that does not apply it to SVG.
+    faint = 'stroke="currentColor" stroke-opacity="0.2"'
     for tick in nice_ticks(low, high):
         at = y(tick)
-        out.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        out.append(f'<line class="grid" {faint} x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         out.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{_bytes_label(tick)}</text>')
     for tick in nice_ticks(0, span_t / size):
         at = x(t0 + tick * size)
         foot = _TOP + tall
-        out.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{foot}"/>')
+        out.append(f'<line class="grid" {faint} x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{foot}"/>')
         out.append(f'<text x="{at:.1f}" y="{foot + 16}" text-anchor="middle">{tick:.6g}</text>')
     out.append(
         f'<text x="{_LEFT + wide / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">'
         f"{unit} since the first frame shown</text>"
     )
-    out.append(f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{wide}" height="{tall}"/>')
+    out.append(
+        f'<rect class="frame" fill="none" stroke="currentColor" x="{_LEFT}" y="{_TOP}" width="{wide}" height="{tall}"/>'
+    )
     for name, points in (("primary", primary), ("secondary", secondary)):
         if points:
-            out.append(f'<path class="{name}" d="{_steps(thin(points), x, y)}"/>')
+            look = 'fill="none" stroke="currentColor"' + (' stroke-dasharray="6 4"' if name == "secondary" else "")
+            out.append(f'<path class="{name}" {look} d="{_steps(thin(points), x, y)}"/>')
     if mark is not None:
         at = x(mark)
-        out.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_TOP + tall}"/>')
+        out.append(
+            f'<line class="mark" stroke="currentColor" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_TOP + tall}"/>'
+        )
     out.append("</svg>")
     return "\n".join(out)
 
