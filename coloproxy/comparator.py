@@ -226,7 +226,7 @@ class Comparator:
         out: list[ComparatorEvent] = []
         native = ffi.new("struct colo_event[]", _BATCH)
         while count := lib.colo_comparator_events(self._c, native, _BATCH):
-            out.extend(event_from_native(native[i]) for i in range(count))
+            out.extend(event_from_native(native[i], numbered=True) for i in range(count))
         return out
 
     @property

@@ -27,6 +27,7 @@ __all__ = [
     "Side",
     "Tolerated",
     "event_from_native",
+    "flow_from_native",
 ]
 
 
@@ -185,6 +186,8 @@ class Divergence(_Event):
         primary, secondary: bytes around the difference, up to 96 of each side; empty where a side has none.
         context: index in both of the first byte that differs.
         primary_age, secondary_age: ns that side's frame had waited, None where there is none.
+        primary_frame, secondary_frame: that frame's number, as in ``Released.frame``; None where there is none, and
+            in events of the engine, which does not number frames.
     """
 
     flow: FlowId | None
@@ -194,6 +197,8 @@ class Divergence(_Event):
     context: int
     primary_age: int | None
     secondary_age: int | None
+    primary_frame: int | None = None
+    secondary_frame: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +243,15 @@ def _address(family: int, raw: bytes) -> str:
     return raw[:6].hex(":")
 
 
-def _flow_from_native(flow: Any) -> FlowId:
+_NO_COOKIE = 2**64 - 1
+
+
+def _frame_number(cookie: int) -> int | None:
+    return None if cookie == _NO_COOKIE else cookie
+
+
+def flow_from_native(flow: Any) -> FlowId:
+    """Copies a ``struct colo_flow_id``."""
     return FlowId(
         frame_class=FrameClass(flow.cls),
         family=flow.family,
@@ -252,9 +265,9 @@ def _flow_from_native(flow: Any) -> FlowId:
     )
 
 
-def event_from_native(event: Any) -> ComparatorEvent:
-    """Copies a ``struct colo_event``."""
-    flow = _flow_from_native(event.flow) if event.has_flow else None
+def event_from_native(event: Any, *, numbered: bool = False) -> ComparatorEvent:
+    """Copies a ``struct colo_event``; ``numbered``: the cookies are the caller's numbers of the frames."""
+    flow = flow_from_native(event.flow) if event.has_flow else None
     cause = Cause(event.cause)
     if event.kind == lib.COLO_EVENT_DIVERGENCE:
         return Divergence(
@@ -270,6 +283,8 @@ def event_from_native(event: Any) -> ComparatorEvent:
             context=event.context,
             primary_age=None if event.primary_age < 0 else event.primary_age,
             secondary_age=None if event.secondary_age < 0 else event.secondary_age,
+            primary_frame=_frame_number(event.primary_cookie) if numbered else None,
+            secondary_frame=_frame_number(event.secondary_cookie) if numbered else None,
         )
     if event.kind == lib.COLO_EVENT_TOLERATED:
         assert flow is not None

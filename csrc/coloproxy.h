@@ -249,6 +249,19 @@ struct colo_flow_id {
     uint8_t dst[16];     /* of the client */
 };
 
+/* What the parser sees in a frame. */
+struct colo_description {
+    struct colo_flow_id flow; /* its src is the frame's sender, whichever side that is */
+    uint8_t tcp_flags;        /* the header's eighth byte of flags; 0 for other classes, as seq and ack */
+    uint32_t seq;
+    uint32_t ack;
+    uint32_t body;            /* what is compared of it: offset into the frame's data */
+    uint32_t body_len;
+};
+
+/* Never fails for want of sense in a frame (that is class MALFORMED); MISUSE: vnet_len is beyond len. */
+int colo_frame_describe(const struct colo_frame *frame, struct colo_description *out);
+
 enum { COLO_EVIDENCE_BYTES = 96 };
 
 struct colo_event {
@@ -262,6 +275,8 @@ struct colo_event {
     int64_t offset;        /* TCP: stream offset of the difference (0 = first payload byte met); else in the datagram */
     int64_t primary_age;   /* ns that side's frame had waited, -1: there is none */
     int64_t secondary_age;
+    uint64_t primary_cookie; /* that frame's, UINT64_MAX: there is none */
+    uint64_t secondary_cookie;
     uint64_t held_frames;  /* primary frames held in all when it was found */
     uint64_t held_bytes;
     /* Evidence: up to COLO_EVIDENCE_BYTES bytes of each side; index `context` is the first that differs. */

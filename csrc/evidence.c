@@ -30,6 +30,7 @@ static struct colo_event make(const colo_comparator *c, uint8_t kind, uint8_t ca
     event.epoch = c->epoch;
     event.time = c->now;
     event.primary_age = event.secondary_age = -1;
+    event.primary_cookie = event.secondary_cookie = UINT64_MAX;
     event.held_frames = c->n.held_frames[COLO_PRIMARY];
     event.held_bytes = c->n.held_bytes[COLO_PRIMARY];
     if (flow) {
@@ -129,10 +130,14 @@ static void fill(colo_comparator *c, struct colo_event *event, const struct colo
 {
     bool is_tcp = flow && flow->id.cls == COLO_CLASS_TCP;
 
-    if (p)
+    if (p) {
         event->primary_age = c->now - p->time;
-    if (s)
+        event->primary_cookie = p->cookie;
+    }
+    if (s) {
         event->secondary_age = c->now - s->time;
+        event->secondary_cookie = s->cookie;
+    }
     add_bytes(event, p, s, offset, is_tcp);
     event->offset = is_tcp ? offset - flow->u.tcp.origin : offset;
 }
