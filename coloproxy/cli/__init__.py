@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import compare, demo, mutate
-from coloproxy.cli.app import FAILED, app
-
-__all__ = ["app", "compare", "demo", "main", "mutate"]
+from coloproxy.cli import compare, demo, mutate, replay
 
 
 def main() -> None:

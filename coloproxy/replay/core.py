@@ -10,7 +10,7 @@ from typing import Final
 
 from coloproxy.comparator import Comparator, Discarded, Released
 from coloproxy.describe import reverse
-from coloproxy.events import CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit, Reason, Side
+from coloproxy.events import CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit, Reason, Side, Tolerated
 from coloproxy.replay.flows import Entry, FlowState, FlowTable, Snapshot, add
 from coloproxy.replay.lane import Input
 from coloproxy.replay.result import (
@@ -90,6 +90,7 @@ class Replay:
         self._of_flow: dict[FlowId, list[int]] = {}
         self._limits: list[LimitHit] = []
         self._wanted: list[CheckpointWanted] = []
+        self._tolerated: list[Tolerated] = []
 
     def frame(self, given: Input) -> None:
         """The next frame; times that lie before the last frame's are taken as that."""
@@ -132,6 +133,7 @@ class Replay:
             flows_cut=len(flows) > MAX_FLOWS,
             limits=tuple(self._limits),
             wanted=tuple(self._wanted),
+            tolerated=tuple(self._tolerated),
             commits=self._commits,
             refused=self._refused,
             inbound=self._inbound,
@@ -226,6 +228,9 @@ class Replay:
                         self._limits.append(event)
                     case CheckpointWanted():
                         self._want(event)
+                    case Tolerated():
+                        if len(self._tolerated) < MAX_DIVERGENCES:
+                            self._tolerated.append(event)
             actions = self._comparator.actions()
             for action in actions:
                 match action:

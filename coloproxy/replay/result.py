@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from coloproxy.comparator import Counters
-from coloproxy.events import CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit
+from coloproxy.events import CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit, Tolerated
 
 __all__ = [
     "ClassCounts",
@@ -205,6 +205,7 @@ class Result:
         flows_cut: there were more.
         limits: limits that were met.
         wanted: wishes for a checkpoint, one an epoch at most.
+        tolerated: samples of what rules tolerated; ``counters.tolerated`` counts all.
         commits: simulated checkpoints (``--checkpoint-after``).
         refused: frames that no room was left for (a limit); they count as withheld or unmatched.
         inbound: frames of the client.
@@ -221,6 +222,7 @@ class Result:
     flows_cut: bool
     limits: tuple[LimitHit, ...]
     wanted: tuple[CheckpointWanted, ...]
+    tolerated: tuple[Tolerated, ...]
     commits: int
     refused: Tally
     inbound: Tally
