@@ -35,6 +35,7 @@ def test_options_exist(path: Path) -> None:
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "mutate", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "replay", "--help"],
         [sys.executable, str(TOP / "tools" / "make_captures.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
         [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],

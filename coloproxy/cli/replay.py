@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ from coloproxy.cli.app import FAILED, INTERRUPTED, USAGE, app
 from coloproxy.config import DEFAULT_PASS, ComparatorOptions
 from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.events import FrameClass
-from coloproxy.replay.document import document
+from coloproxy.replay.document import document, recording_document
+from coloproxy.replay.recording import is_recording, replay_recording
 from coloproxy.replay.result import Result
 from coloproxy.replay.run import ProgressCallback, replay_files
 from coloproxy.replay.settings import Align, ReplayOptions
-from coloproxy.replay.summary import print_summary
+from coloproxy.replay.summary import print_recording, print_summary
+from coloproxy.report import write_html
 from coloproxy.rules import NO_RULES, load_rules
 
 REPLAY_HELP = "\n\n".join(
@@ -49,7 +50,11 @@ EPILOG = r"""
 [bold]--align[/bold]: two files need not be of the same time: each begins at its own first packet (start). Captures of
 hosts whose clocks agree can keep their times (absolute), which is the default for one file with both.
 
-[bold]Exit status[/bold]: 0 all released, 1 they differ or frames were withheld, 2 a capture or option can't be used.
+[bold]A recording[/bold] of coloproxy compare --record, given alone, is fed again as it was, with its own
+options: every verdict must be the recorded one.
+
+[bold]Exit status[/bold]: 0 all released, 1 they differ or frames were withheld (a recording: a
+verdict is another), 2 a capture or option can't be used.
 """
 
 CLOCK, RULES, LIMITS, OUTPUT, INPUT = "Clock", "Comparison", "Limits", "Output", "Captures"
@@ -187,10 +192,13 @@ def replay(
             shown=settings,
         )
         settings["align"] = options.alignment.value
-        with _progress() as progress:
-            result = replay_files(options, progress)
-        _show(result, json_output=json_output, report=report)
-        code = 0 if result.equal else FAILED
+        if _must_be_recording(options):
+            code = _replay_recording(primary, json_output=json_output)
+        else:
+            with _progress() as progress:
+                result = replay_files(options, progress)
+            _show(result, json_output=json_output, report=report)
+            code = 0 if result.equal else FAILED
     except ColoproxyError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"coloproxy replay: {error}"))
         code = USAGE
@@ -208,36 +216,43 @@ def _classes(text: str) -> frozenset[FrameClass]:
     return frozenset(names[name] for name in wanted)
 
 
+def _must_be_recording(options: ReplayOptions) -> bool:
+    """One file, no interface asked for, and it says so itself."""
+    alone = options.secondary is None and options.primary_interface is None and options.secondary_interface is None
+    return alone and Path(options.primary).is_file() and is_recording(options.primary)
+
+
+def _replay_recording(path: str, *, json_output: bool) -> int:
+    with _progress() as progress:
+        result = replay_recording(path, progress)
+    if json_output:
+        _print_json(recording_document(result))
+    else:
+        print_recording(result, Console(highlight=False, soft_wrap=True))
+    return 0 if result.equal else FAILED
+
+
 def _show(result: Result, *, json_output: bool, report: Path | None) -> None:
     written = None if report is None else _write_report(result, report)
     if json_output:
-        json.dump(document(result), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        _print_json(document(result))
         return
     console = Console(highlight=False, soft_wrap=True)
     print_summary(result, console)
-    module = _report_module()
-    if module is not None and not result.equal:
-        module.render_terminal(result, console)
     if written is not None:
         console.print(Text(f"report: {written}"))
-    elif not result.equal and module is not None:
+    elif not result.equal:
         console.print(Text("--report DIR writes all that is known of each difference as HTML"))
 
 
-def _report_module() -> Any:
-    if importlib.util.find_spec("coloproxy.report") is None:
-        return None
-    module = importlib.import_module("coloproxy.report")
-    return module if hasattr(module, "write_html") and hasattr(module, "render_terminal") else None
+def _print_json(told: dict[str, Any]) -> None:
+    json.dump(told, sys.stdout, indent=1)
+    sys.stdout.write("\n")
 
 
-def _write_report(result: Result, directory: Path) -> object:
-    module = _report_module()
-    if module is None:
-        raise MisuseError("--report: this installation has no coloproxy.report")
+def _write_report(result: Result, directory: Path) -> Path:
     try:
-        return module.write_html(result, directory)
+        return write_html(result, directory)
     except OSError as error:
         raise MisuseError(f"--report {directory}: {error.strerror or error}") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from coloproxy.comparator import Counters
 from coloproxy.journal import flow_fields, printable
+from coloproxy.replay.recording import RecordingResult
 from coloproxy.replay.result import (
     ClassCounts,
     DivergenceRecord,
@@ -18,7 +19,7 @@ from coloproxy.replay.result import (
     Tally,
 )
 
-__all__ = ["FORMAT", "document"]
+__all__ = ["FORMAT", "document", "recording_document"]
 
 FORMAT = 1
 """Changes when a key changes its meaning or goes."""
@@ -52,6 +53,32 @@ def document(result: Result) -> dict[str, Any]:
             for e in result.tolerated
         ],
         "checkpoints_simulated": result.commits,
+        "notes": list(result.notes),
+    }
+
+
+def recording_document(result: RecordingResult) -> dict[str, Any]:
+    """The same for a recording."""
+    return {
+        "format": FORMAT,
+        "verdict": "equal" if result.equal else "different",
+        "recording": result.path,
+        "options": result.options,
+        "frames": result.frames,
+        "marks": result.marks,
+        "same": result.same,
+        "different": result.different,
+        "unfed": result.unfed,
+        "mismatches": [
+            {
+                "number": mismatch.number,
+                "seq": mismatch.seq,
+                "side": mismatch.side.name.lower(),
+                "recorded": mismatch.recorded,
+                "replayed": mismatch.replayed,
+            }
+            for mismatch in result.mismatches
+        ],
         "notes": list(result.notes),
     }
 
