@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -135,6 +137,61 @@ def test_one_changed_byte_is_one_difference_at_its_place(name: str) -> None:
         assert [(str(event.flow), event.offset) for event in found] == [(fault.flow, fault.offset)], (
             f"seed {seed}: {fault}"
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_byte_is_found_whatever_else_is_said_in_another_way(name: str) -> None:
+    original = output_of(name)
+    for seed in range(100, 104):
+        result = mutate(captured(name), Mutation(seed=seed, vm=VM, flip_random=True, **EQUIVALENT["all"]))  # type: ignore[arg-type]
+        other = [frame for frame in result.frames if frame.outbound]
+        _, events = replayed(*((original, other) if seed % 2 else (other, original)))
+        found = [(str(event.flow), event.offset) for event in events if isinstance(event, Divergence)]
+        assert found == [(fault.flow, fault.offset) for fault in result.faults], f"seed {seed}: {result.faults}"
+
+
+@pytest.mark.parametrize("tags", ["8100002a", "88a80007810000ff"], ids=["802.1Q", "802.1ad"])
+@pytest.mark.parametrize("name", ["http-small-ipv4.pcap", "http-small-ipv6.pcap", "dns-fragments-ipv6.pcap"])
+def test_the_same_in_a_vlan(name: str, tags: str) -> None:
+    frames = [tagged(frame, bytes.fromhex(tags)) for frame in captured(name)]
+    for seed in SEEDS:
+        plain = [frame for frame in mutate(frames, Mutation(vm=VM)).frames if frame.outbound]
+        other = mutate(frames, Mutation(seed=seed, vm=VM, **EQUIVALENT["all"]))  # type: ignore[arg-type]
+        released, events = replayed(plain, [frame for frame in other.frames if frame.outbound])
+        assert events == []
+        assert len(released) == len(plain)
+        assert all(frame.data[12:].startswith(bytes.fromhex(tags)) for frame in other.frames)
+        assert other.untouched <= 1  # ARP
+        result = mutate(frames, Mutation(seed=seed, vm=VM, flip_random=True))
+        _, events = replayed(plain, [frame for frame in result.frames if frame.outbound])
+        found = [(str(event.flow), event.offset) for event in events if isinstance(event, Divergence)]
+        assert found == [(fault.flow, fault.offset) for fault in result.faults]
+
+
+def tagged(frame: CapturedFrame, tags: bytes) -> CapturedFrame:
+    data = frame.data[:12] + tags + frame.data[12:]
+    return replace(frame, data=data, wire_len=len(data))
+
+
+def test_damaged_frames_pass() -> None:
+    """What can't be understood is no reason to fail, and what can't be transformed is not altered."""
+    all_frames = [frame for name in NAMES[::3] for frame in captured(name) if len(frame.data) < 3000]
+    for seed in range(60):
+        rng = random.Random(seed)
+        frames = []
+        for number in range(1, 31):
+            frame = rng.choice(all_frames)
+            data = bytearray(frame.data)
+            for _ in range(rng.randint(0, 4)):
+                data[rng.randrange(12, min(len(data), 90))] = rng.choice((0, 255, 4, 6, 17, 44, 58, rng.randrange(256)))
+            del data[rng.choice((len(data), rng.randrange(len(data)))) :]
+            frames.append(CapturedFrame(number, number * SECOND, bytes(data), len(data)))
+        result = mutate(frames, Mutation(seed=seed, **EQUIVALENT["all"]))  # type: ignore[arg-type]
+        assert result.outbound == len(frames)
+        assert len(result.frames) >= result.untouched
+        numbers = Mutation(seed=seed, **EQUIVALENT["numbers"])  # type: ignore[arg-type]
+        for frame in mutate(frames, numbers).frames:
+            assert len(frame.data) == len(frame.source.data) or len(frame.source.data) <= 60  # padding may go
 
 
 @pytest.mark.parametrize("kind", ["drop", "truncate"])

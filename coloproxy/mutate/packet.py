@@ -25,6 +25,8 @@ TCP, UDP, ICMP, ICMP6, FRAGMENT = 6, 17, 1, 58, 44
 SACK, TIMESTAMPS, MD5, AO = 5, 8, 19, 29
 UDP_HEADER: Final = 8
 ICMP_HEADER: Final = 8
+LONGEST: Final = 14 + 0xFFFF
+"""Bytes of a frame with a full IPv4 packet; one more may be IPv6, or have VLAN tags, but nothing sends such."""
 
 FlowKey = tuple[tuple[int, ...], bytes, int, bytes, int]
 """VLAN ids, address and port of the sender, address and port of the receiver."""
@@ -145,6 +147,8 @@ def decode(frame: CapturedFrame, index: int, outbound: bool) -> Packet:
     except (dpkt.Error, ValueError, struct.error, IndexError, AttributeError, TypeError):
         return packet  # hostile or merely unknown
     ip = eth.data
+    if len(frame.data) > LONGEST:
+        return packet  # a jumbogram: its length does not fit the header
     padded = len(frame.data) <= 60 and frame.data.startswith(again)
     if not isinstance(ip, dpkt.ip.IP | dpkt.ip6.IP6) or not hasattr(ip, "p") or not (again == frame.data or padded):
         return packet
