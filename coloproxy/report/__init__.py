@@ -16,7 +16,7 @@ __all__ = ["render_terminal", "write_html"]
 
 
 def render_terminal(result: Any, console: Console) -> None:
-    """Prints the verdict, the counts by class and the first difference of a `coloproxy.replay.Result`."""
+    """Prints the first difference of a `coloproxy.replay.Result`; nothing where there is none."""
     from coloproxy.report.build import build
     from coloproxy.report.terminal import print_view
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from coloproxy.report.decode import Decoded, compare, decode
 from coloproxy.report.explain import explain
-from coloproxy.report.hexview import side_by_side
+from coloproxy.report.hexview import printable, side_by_side
 from coloproxy.report.plot import describe, progress_svg
 from coloproxy.report.view import Difference, HistoryRow, View
 
@@ -20,6 +20,9 @@ MAX_FULL = 10
 
 MAX_MORE = 200
 """Further ones that get a line."""
+
+MAX_TOLERATED = 50
+"""Samples of tolerated differences."""
 
 MAX_HISTORY = 160
 """Frames of a flow's history."""
@@ -49,7 +52,9 @@ def build(result: Any) -> View:
         more=tuple(_line(record) for record in rest[:MAX_MORE]),
         more_untold=max(0, len(rest) - MAX_MORE),
         limits=tuple((str(limit.cause), explain(limit.cause).meaning) for limit in result.limits[:MAX_MORE]),
-        settings=tuple((_option(name), _value(value)) for name, value in result.settings.items()),
+        tolerated=tuple(_tolerated(sample) for sample in result.tolerated[:MAX_TOLERATED]),
+        tolerated_times=result.counters.tolerated,
+        settings=tuple((_option(name), _value(name, value)) for name, value in result.settings.items()),
         command=_command(result),
         notes=tuple(result.notes),
     )
@@ -102,13 +107,16 @@ def _utc(captured: int) -> str:
 
 
 def _option(name: str) -> str:
-    return "--" + name.lstrip("-").replace("_", "-")
+    """The option of a setting: a unit at the end of the setting's name is none of the option's."""
+    return "--" + name.removesuffix("_ms").replace("_", "-")
 
 
-def _value(value: object) -> str:
+def _value(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value)
-    return str(value)
+        return ", ".join(str(item) for item in value) or "none"
+    if value is None:
+        return "none"
+    return f"{value} ms" if name.endswith("_ms") else str(value)
 
 
 def _command(result: Any) -> str:
@@ -121,13 +129,15 @@ def _command(result: Any) -> str:
             words.append(source.path)
     words += inbound
     for name, value in result.settings.items():
-        if value is None or value is False or _option(name) in words:
+        if value is None:
             continue
-        if value is True:
-            words.append(_option(name))
-            continue
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            words += [_option(name), str(item)]
+        if name == "vm" and isinstance(value, (list, tuple)):  # the one option that is given again for each
+            for item in value:
+                words += [_option(name), str(item)]
+        elif isinstance(value, (list, tuple)):
+            words += [_option(name), ",".join(str(item) for item in value) or "none"]
+        else:
+            words += [_option(name), str(value)]
     return shlex.join(words)
 
 
@@ -135,6 +145,12 @@ def _line(record: Any) -> str:
     event = record.event
     where = str(event.flow) if event.flow is not None else "no flow"
     return f"{event.time / 1e9:.6f} s, {where}, offset {event.offset:,}: {explain(event.cause).title}"
+
+
+def _tolerated(event: Any) -> str:
+    """A few bytes from the first that differs on."""
+    ours, theirs = (printable(side[event.context : event.context + 24]) for side in (event.primary, event.secondary))
+    return f"tolerance {event.rule + 1}, {event.flow}, offset {event.offset:,}: {ours} | {theirs}"
 
 
 def _difference(result: Any, index: int, record: Any, primary: Decoded | None, secondary: Decoded | None) -> Difference:

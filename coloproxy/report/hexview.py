@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-__all__ = ["HALF_WIDTH", "Half", "HexRow", "Run", "side_by_side", "window"]
+__all__ = ["HALF_WIDTH", "Half", "HexRow", "Run", "printable", "side_by_side", "window"]
 
 HALF_WIDTH = 16
 """Bytes of each side in a row, as in the field's own dumps."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report on a terminal: the verdict, the counts, the first difference, and how many more there are."""
+"""The report on a terminal: the first difference, and how many more there are.
+
+Verdict and counts are not here: the command has told them before (coloproxy.replay's summary).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,6 @@ _DIFFERS = "bold reverse"
 
 def print_view(view: View, console: Console) -> None:
     """Prints it. Nothing from a capture is taken for markup or a control sequence."""
-    console.print(_text(view.verdict, "bold green" if view.good else "bold red"))
-    console.print(_counts(view))
-    for note in view.notes:
-        console.print(_text(note, "dim"))
     if view.differences:
         _print_difference(view.differences[0], console)
         others = len(view.differences) - 1 + len(view.more) + view.more_untold
@@ -34,15 +33,6 @@ def print_view(view: View, console: Console) -> None:
 
 def _text(text: str, style: str = "") -> Text:
     return Text(clean(text), style=style)
-
-
-def _counts(view: View) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(view.counts_head):
-        table.add_column(name, justify="right" if i else "left")
-    for row in view.counts:
-        table.add_row(*(_text(cell) for cell in row))
-    return table
 
 
 def _print_difference(difference: Difference, console: Console) -> None:

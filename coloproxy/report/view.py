@@ -66,6 +66,7 @@ class View:
         sources: what was read, a row each.
         differences: in full; `more` of them are not, in words, one a line.
         limits: limits that were met.
+        tolerated: samples of what rules let pass, a line each, and how often they did.
         settings: the command's options.
         command: what repeats it, for a shell.
         notes: what was settled while reading.
@@ -80,6 +81,8 @@ class View:
     more: tuple[str, ...]
     more_untold: int
     limits: tuple[tuple[str, str], ...]
+    tolerated: tuple[str, ...]
+    tolerated_times: int
     settings: tuple[tuple[str, str], ...]
     command: str
     notes: tuple[str, ...]
