@@ -109,6 +109,14 @@ _EXPLANATIONS = {
         "program does not read), or its capture lacks its ACKs.",
         "See in the history whether the inbound frames before this one were answered by both sides.",
     ),
+    Cause.CONFLICT: Explanation(
+        "one side contradicts itself",
+        "A frame overlaps an earlier one of the same side that still waits, and says otherwise there. Both pieces of "
+        "evidence are that side's: on the left what came first, on the right what contradicts it.",
+        "A faulty TCP stack or an attack (overlapping segments are an old way to deceive observers), damaged frames in "
+        "the capture, or two connections of the same ports without their SYN.",
+        "See in the history which side sent two frames for the same place, and look at that guest.",
+    ),
     Cause.POLICY: Explanation(
         "a rule wants a checkpoint",
         "A rule of the rules file says that frames of this flow may leave by a commit only, so they are not compared.",
