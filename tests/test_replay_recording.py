@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import wire
+from test_record import Service
 from wire import ACK, SYN
 
 from coloproxy.capture import CaptureWriter
 from coloproxy.errors import CaptureError
+from coloproxy.events import Side
+from coloproxy.recording import RecordOptions
 from coloproxy.replay.recording import HEAD, is_recording, replay_recording
 
 FLOW = wire.Path()
@@ -114,6 +117,25 @@ def test_damage_is_told(tmp_path: Path, rows: list[Row], options: str, what: str
     with pytest.raises(CaptureError, match="r: ") as caught:
         replay_recording(recording(tmp_path / "r", rows, options))
     assert what in str(caught.value)
+
+
+def test_what_a_real_engine_recorded_gives_its_verdicts(tmp_path: Path) -> None:
+    service = Service(RecordOptions(tmp_path / "r.pcapng"))
+    try:
+        service.commit()
+        frames = [SYN_ACK, *(wire.tcp(FLOW, 11 + 4 * n, 1, ACK, b"%04d" % n) for n in range(40))]
+        for n, frame in enumerate(frames):
+            service.send(Side.PRIMARY, frame)
+            service.send(Side.SECONDARY, frame if n != 20 else wire.tcp(FLOW, 11 + 4 * 19, 1, ACK, b"else"))
+            if n in (10, 30):
+                service.commit()
+        service.send(Side.PRIMARY, wire.udp(FLOW, b"left"))
+        service.end()
+    finally:
+        service.close()
+    result = replay_recording(str(tmp_path / "r.pcapng"))
+    assert result.mismatches == ()
+    assert (result.frames, result.same) == (83, 83)
 
 
 def test_the_command_knows_a_recording(tmp_path: Path) -> None:
