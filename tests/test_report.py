@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wire
 from rich.console import Console
 
 from coloproxy import Cause, Divergence, FlowId, FrameClass, Tolerated
+from coloproxy.capture import CaptureWriter
 from coloproxy.report import render_terminal, write_html
 from coloproxy.report.build import MAX_FULL, build
 from coloproxy.report.decode import MAX_PACKET, NO_SCAPY_NOTE, Decoded, Layer, compare, decode
@@ -595,5 +597,24 @@ def test_the_report_without_scapy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_core_does_not_import_scapy() -> None:
     code = "import sys, coloproxy.cli, coloproxy.report.build, coloproxy.report.terminal; print('scapy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_command_writes_it(tmp_path: Path) -> None:
+    flow = wire.Path()
+    for name, answer in (("p", b"HTTP/1.1 200 OK\r\nAge: 1\r\n\r\n"), ("s", b"HTTP/1.1 200 OK\r\nAge: 2\r\n\r\n")):
+        with (tmp_path / name).open("wb") as file:
+            writer = CaptureWriter(file)
+            writer.write(0, wire.tcp(flow, 0, 1, wire.SYN | wire.ACK))
+            writer.write(1000, wire.tcp(flow, 1, 1, wire.ACK, answer))
+    command = [sys.executable, "-P", "-m", "coloproxy", "replay", *map(str, (tmp_path / "p", tmp_path / "s"))]
+    done = subprocess.run(
+        [*command, "--report", str(tmp_path / "out")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    text = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    assert "The first difference: the bytes differ" in text
+    assert "HTTP Response" in text
+    assert f"coloproxy replay {tmp_path / 'p'} {tmp_path / 's'}" in text
+    assert "Age" in done.stdout

@@ -7,15 +7,17 @@ Both take a `coloproxy.replay.Result`. Scapy decodes the packets where it is ins
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from coloproxy.replay import Result
+
 __all__ = ["render_terminal", "write_html"]
 
 
-def render_terminal(result: Any, console: Console) -> None:
+def render_terminal(result: Result, console: Console) -> None:
     """Prints the first difference of a `coloproxy.replay.Result`; nothing where there is none."""
     from coloproxy.report.build import build
     from coloproxy.report.terminal import print_view
@@ -23,7 +25,7 @@ def render_terminal(result: Any, console: Console) -> None:
     print_view(build(result), console)
 
 
-def write_html(result: Any, directory: str | Path) -> Path:
+def write_html(result: Result, directory: str | Path) -> Path:
     """Writes ``report.html`` into `directory`, which is made if need be, and returns its path. Raises OSError."""
     from coloproxy.report.build import build
     from coloproxy.report.page import write_view

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from coloproxy.report.decode import Decoded, compare, decode
 from coloproxy.report.explain import explain
 from coloproxy.report.hexview import printable, side_by_side
 from coloproxy.report.plot import describe, progress_svg
 from coloproxy.report.view import Difference, HistoryRow, View
+
+if TYPE_CHECKING:
+    from coloproxy.events import Tolerated
+    from coloproxy.replay import DivergenceRecord, FlowResult, HistoryEntry, Result, Source, Tally
 
 __all__ = ["MAX_FULL", "MAX_HISTORY", "build"]
 
@@ -31,7 +35,7 @@ _NS_PER_MS = 1e6
 _COLUMNS = ("primary", "secondary", "released", "passed", "committed", "withheld", "unmatched")
 
 
-def build(result: Any) -> View:
+def build(result: Result) -> View:
     """Makes the view of a `coloproxy.replay.Result`. Decodes the packets, which takes a second where scapy is."""
     full = result.divergences[:MAX_FULL]
     packets = [packet for record in full for packet in (record.primary, record.secondary) if packet is not None]
@@ -64,7 +68,7 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def _verdict(result: Any) -> str:
+def _verdict(result: Result) -> str:
     total = result.total
     read = _number(total.primary.frames, "frame", "frames")
     if result.equal:
@@ -80,18 +84,18 @@ def _verdict(result: Any) -> str:
     return f"{found}, the first{where} at offset {event.offset:,}: {explain(event.cause).title}; {withheld}."
 
 
-def _counts(result: Any) -> tuple[tuple[str, ...], ...]:
+def _counts(result: Result) -> tuple[tuple[str, ...], ...]:
     named = [(str(frame_class), row) for frame_class, row in result.classes.items()]
     return tuple(
         (name, *(_tally(getattr(row, column)) for column in _COLUMNS)) for name, row in [*named, ("all", result.total)]
     )
 
 
-def _tally(tally: Any) -> str:
+def _tally(tally: Tally) -> str:
     return f"{tally.frames:,} ({tally.bytes:,} B)" if tally.frames else "0"
 
 
-def _source(source: Any) -> tuple[str, ...]:
+def _source(source: Source) -> tuple[str, ...]:
     span = "empty"
     if source.first is not None and source.last is not None:
         span = f"{_utc(source.first)}, {(source.last - source.first) / 1e9:,.3f} s"
@@ -119,7 +123,7 @@ def _value(name: str, value: object) -> str:
     return f"{value} ms" if name.endswith("_ms") else str(value)
 
 
-def _command(result: Any) -> str:
+def _command(result: Result) -> str:
     words = ["coloproxy", "replay"]
     inbound = []
     for source in result.sources:
@@ -141,19 +145,21 @@ def _command(result: Any) -> str:
     return shlex.join(words)
 
 
-def _line(record: Any) -> str:
+def _line(record: DivergenceRecord) -> str:
     event = record.event
     where = str(event.flow) if event.flow is not None else "no flow"
     return f"{event.time / 1e9:.6f} s, {where}, offset {event.offset:,}: {explain(event.cause).title}"
 
 
-def _tolerated(event: Any) -> str:
+def _tolerated(event: Tolerated) -> str:
     """A few bytes from the first that differs on."""
     ours, theirs = (printable(side[event.context : event.context + 24]) for side in (event.primary, event.secondary))
     return f"tolerance {event.rule + 1}, {event.flow}, offset {event.offset:,}: {ours} | {theirs}"
 
 
-def _difference(result: Any, index: int, record: Any, primary: Decoded | None, secondary: Decoded | None) -> Difference:
+def _difference(
+    result: Result, index: int, record: DivergenceRecord, primary: Decoded | None, secondary: Decoded | None
+) -> Difference:
     event = record.event
     flow = next((flow for flow in result.flows if index in flow.divergences), None)
     plot, words = None, ""
@@ -188,7 +194,7 @@ def _difference(result: Any, index: int, record: Any, primary: Decoded | None, s
     )
 
 
-def _facts(record: Any, flow: Any) -> tuple[tuple[str, str], ...]:
+def _facts(record: DivergenceRecord, flow: FlowResult | None) -> tuple[tuple[str, str], ...]:
     event = record.event
     facts = [
         ("cause", str(event.cause)),
@@ -210,7 +216,7 @@ def _facts(record: Any, flow: Any) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _history(record: Any) -> tuple[tuple[HistoryRow, ...], str]:
+def _history(record: DivergenceRecord) -> tuple[tuple[HistoryRow, ...], str]:
     entries = list(record.history)
     before, after = record.cut_before, record.cut_after
     if len(entries) > MAX_HISTORY:
@@ -234,7 +240,7 @@ def _history(record: Any) -> tuple[tuple[HistoryRow, ...], str]:
     return rows, f"The flow has {ends} frames that are not listed." if ends else ""
 
 
-def _what(entry: Any) -> str:
+def _what(entry: HistoryEntry) -> str:
     parts = [entry.flags] if entry.flags else []
     if entry.seq is not None:
         parts.append(f"seq {entry.seq:,}")
