@@ -18,6 +18,7 @@ from requirements import install_missing_tools
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP / "tests"))
 
+from fuzz.schedule import play  # noqa: E402
 from fuzz.targets import TARGETS, build, run, write_seeds  # noqa: E402
 
 
@@ -50,7 +51,26 @@ def main() -> int:
         if result.crash:
             broken = True
             print(f"{target.name} broke on {result.crash}:\n{result.output[-6000:]}", flush=True)
+        if target.name == "schedule":
+            broken |= not model_agrees(corpus, options.seconds)
     return int(broken)
+
+
+def model_agrees(corpus: Path, seconds: int) -> bool:
+    """Plays the newest inputs of the corpus against the Python model, for at most `seconds`."""
+    newest = sorted(corpus.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    end, played, good = time.monotonic() + seconds, 0, True
+    for path in newest:
+        if time.monotonic() > end:
+            break
+        try:
+            play(path.read_bytes())
+        except AssertionError as error:
+            good = False
+            print(f"the model rejects {path}: {error}\n" + "\n".join(getattr(error, "__notes__", [])), flush=True)
+        played += 1
+    print(f"{'model':10} {played:12,} schedules of {len(newest):,} played", flush=True)
+    return good
 
 
 if __name__ == "__main__":

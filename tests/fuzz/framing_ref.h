@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* framing_ref.h - QEMU's framing decoded the slow and obvious way, from the whole stream: what framing.c must agree with. */
+/* framing_ref.h - QEMU's framing decoded the slow and obvious way, from the whole stream. */
 #ifndef FRAMING_REF_H
 #define FRAMING_REF_H
 

@@ -1,4 +1,4 @@
-/* A framed stream gives the same frames and the same fault however it is cut, and nothing beyond what has come is read. */
+/* A framed stream gives the same frames and fault however it is cut, and nothing beyond what has come is read. */
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "framing.h"
 #include "framing_ref.h"

@@ -1,4 +1,4 @@
-/* The epoch gate hands on every byte, in order, counts every line, and is open only when all that came was dealt with. */
+/* The epoch gate hands on every byte in order, counts every line, and is open only when all of it was dealt with. */
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <sys/socket.h>
@@ -61,7 +61,8 @@ static void check(const struct colo_gate *g, const struct way *in, uint64_t done
         lines += in->sent[i] == '\n';
         seen += i < passed && in->sent[i] == '\n';
     }
-    MUST(g->seen <= lines, "%llu lines seen, %llu were written", (unsigned long long)g->seen, (unsigned long long)lines);
+    MUST(g->seen <= lines, "%llu lines seen, %llu were written", (unsigned long long)g->seen,
+         (unsigned long long)lines);
     MUST(g->seen >= seen, "a line was handed on uncounted");
     if (colo_gate_is_open(g))
         MUST(!g->lost && !g->partial && g->seen == g->done, "open, %llu lines wait",

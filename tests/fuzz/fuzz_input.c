@@ -1,4 +1,4 @@
-/* What a socket brings comes out as the same frames, in order, however it is cut, and while frames are held for as long as they like. */
+/* What a socket brings comes out as the same frames in order, however it is cut and however long frames are held. */
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>

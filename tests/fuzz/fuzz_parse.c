@@ -1,4 +1,4 @@
-/* Any bytes are one frame: all that colo_parse says lies inside it, always the same, and Ethernet padding is no part of it. */
+/* Any bytes are one frame: all that is decoded lies inside it, always the same; Ethernet padding is no part of it. */
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "must.h"
 #include "parse.h"

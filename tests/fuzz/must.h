@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* must.h - what the fuzz targets share: MUST ends the program where an invariant is broken; the fuzzer keeps the input. */
+/* must.h - what the fuzz targets share. MUST ends the program where an invariant is broken. */
 #ifndef MUST_H
 #define MUST_H
 

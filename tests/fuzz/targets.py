@@ -36,6 +36,7 @@ TARGETS = (
     Target("framing", 1024),
     Target("input", 1024),
     Target("gate", 512),
+    Target("schedule", 512),
 )
 
 
@@ -48,10 +49,10 @@ class Result:
     output: str
 
 
-def build(directory: Path) -> None:
-    """Builds all targets in `directory`. Raises CalledProcessError with make's words."""
+def build(directory: Path, only: str = "") -> None:
+    """Builds all targets in `directory`, or only that one. Raises CalledProcessError with make's words."""
     jobs = min(2, os.cpu_count() or 1)
-    command = ["make", "-s", "-C", str(HERE), f"-j{jobs}", f"BUILD={directory}"]
+    command = ["make", "-s", "-C", str(HERE), f"-j{jobs}", f"BUILD={directory}", f"ONLY={only}"]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
