@@ -304,8 +304,11 @@ static bool reset_is_matched(colo_comparator *c, struct colo_tcp *tcp, const str
 
 static bool is_covered(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
-    return colo_stream_is_matched(&flow->u.tcp, rec->off, colo_stream_end(rec)) ||
-           colo_stream_match_beyond(c, flow, rec);
+    if (flow->diverged) /* what is matched may be what has been contradicted since */
+        return false;
+    return (colo_stream_is_matched(&flow->u.tcp, rec->off, colo_stream_end(rec)) ||
+            colo_stream_match_beyond(c, flow, rec)) &&
+           colo_stream_urgent_agrees(&flow->u.tcp, rec);
 }
 
 enum leave { STAY, LEAVE, LEAVE_LOWERED };
@@ -317,7 +320,7 @@ static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct c
 
     if (rec->tcp_flags & COLO_TCP_RST)
         return reset_is_matched(c, tcp, rec) ? LEAVE : STAY;
-    if (has_range && !is_covered(c, flow, rec))
+    if (has_range ? !is_covered(c, flow, rec) : !colo_stream_urgent_agrees(tcp, rec))
         return STAY;
     if (!(rec->tcp_flags & COLO_TCP_ACK))
         return LEAVE;

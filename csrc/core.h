@@ -114,6 +114,14 @@ bool colo_stream_agrees(colo_comparator *c, struct colo_flow *flow, const struct
 /* Tries to match a primary frame beyond a gap in the primary's stream; true if it is matched now. */
 bool colo_stream_match_beyond(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 
+/* Notes the urgent mark of a placed frame, if it has one. */
+void colo_stream_note_urgent(struct colo_tcp *tcp, const struct colo_rec *rec);
+/*
+ * A receiver's program reads the byte before the mark apart (RFC 6093), so the primary's mark must be one of the
+ * secondary's, and new bytes that the secondary marked must be marked by the primary too.
+ */
+bool colo_stream_urgent_agrees(const struct colo_tcp *tcp, const struct colo_rec *rec);
+
 /* ack.c */
 void colo_ack_note(struct colo_flow *flow, int side, uint32_t ack);
 /* Notes the client's timestamp that a secondary frame echoes. */

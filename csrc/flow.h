@@ -7,7 +7,7 @@
 
 #include "rec.h"
 
-enum { COLO_OOO_RANGES = 4 };
+enum { COLO_OOO_RANGES = 4, COLO_URGENT_MARKS = 4 };
 
 struct colo_range {
     int64_t start;
@@ -46,6 +46,10 @@ struct colo_tcp {
     uint32_t rst_seq;      /* of the secondary's last RST */
     uint32_t rst_ack;
     uint32_t s_echo;       /* the client's timestamp that the secondary echoed last */
+    uint32_t p_urgent;     /* the primary's last urgent mark: the low 32 bits of the offset it points at (RFC 6093) */
+    uint32_t s_urgent[COLO_URGENT_MARKS]; /* the secondary's last ones in this epoch, and the committed one */
+    uint8_t p_urged;       /* p_urgent is valid */
+    uint8_t s_urgents;     /* how many of s_urgent are */
     uint8_t s_echo_known;
     uint32_t old_s_isn;    /* of the connection before this one */
     uint8_t old_s_known;

@@ -16,6 +16,7 @@ enum {
     COLO_TCP_SYN = 0x02,
     COLO_TCP_RST = 0x04,
     COLO_TCP_ACK = 0x10,
+    COLO_TCP_URG = 0x20,
 };
 
 /* Options of a SYN that bind the connection for its life (RFC 9293 MSS; RFC 7323 scale, timestamps; RFC 2018). */

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "load.h"
 
 enum position { POSITION_SYN, POSITION_DATA, POSITION_FIN };
 
@@ -269,6 +270,49 @@ bool colo_stream_agrees(colo_comparator *c, struct colo_flow *flow, const struct
             return false;
         }
     }
+    return true;
+}
+
+enum { TCP_AT_URGENT = 18 };
+
+static uint32_t urgent_mark(const struct colo_rec *rec)
+{
+    return (uint32_t)rec->off + colo_load16(rec->data + rec->l4 + TCP_AT_URGENT);
+}
+
+static bool has_mark(const struct colo_tcp *tcp, uint32_t mark)
+{
+    for (int i = 0; i < tcp->s_urgents; i++)
+        if (tcp->s_urgent[i] == mark)
+            return true;
+    return false;
+}
+
+void colo_stream_note_urgent(struct colo_tcp *tcp, const struct colo_rec *rec)
+{
+    uint32_t mark;
+
+    if ((rec->tcp_flags & (COLO_TCP_URG | COLO_TCP_RST)) != COLO_TCP_URG)
+        return;
+    mark = urgent_mark(rec);
+    if (rec->side == COLO_PRIMARY) {
+        tcp->p_urgent = mark;
+        tcp->p_urged = 1;
+    } else if (!has_mark(tcp, mark)) {
+        if (tcp->s_urgents == COLO_URGENT_MARKS) /* the oldest goes */
+            memmove(&tcp->s_urgent[0], &tcp->s_urgent[1], --tcp->s_urgents * sizeof tcp->s_urgent[0]);
+        tcp->s_urgent[tcp->s_urgents++] = mark;
+    }
+}
+
+bool colo_stream_urgent_agrees(const struct colo_tcp *tcp, const struct colo_rec *rec)
+{
+    if (rec->tcp_flags & COLO_TCP_URG)
+        return has_mark(tcp, urgent_mark(rec));
+    if (data_end(rec) > tcp->out_high)
+        for (int i = 0; i < tcp->s_urgents; i++)
+            if (tcp->s_urgent[i] - (uint32_t)data_start(rec) - 1 < rec->body_len) /* modulo 2^32: the byte before it is inside */
+                return false;
     return true;
 }
 

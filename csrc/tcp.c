@@ -89,6 +89,8 @@ void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow)
     tcp->rst_rec = tcp->first_data = NULL;
     tcp->unplaced = (struct colo_list){NULL, NULL};
     tcp->s_echo_known = 0;
+    tcp->s_urgents = tcp->p_urged;
+    tcp->s_urgent[0] = tcp->p_urgent;
     if (tcp->p_acked) {
         tcp->s_acked = tcp->told_known = 1;
         tcp->s_ack = tcp->told = tcp->p_ack;
@@ -128,7 +130,7 @@ static void forget_before_syn(colo_comparator *c, struct colo_flow *flow)
     struct colo_tcp *tcp = &flow->u.tcp;
 
     colo_tcp_drop_secondary(c, flow, COLO_REASON_STALE);
-    tcp->rst_seen = tcp->rst_spare = tcp->s_acked = tcp->s_echo_known = 0;
+    tcp->rst_seen = tcp->rst_spare = tcp->s_acked = tcp->s_echo_known = tcp->s_urgents = 0;
     tcp->s_high = 0;
     tcp->ranges = 0;
 }
@@ -156,6 +158,7 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
     if (rec->tcp_flags & COLO_TCP_SYN && !tcp->s_syn)
         forget_before_syn(c, flow);
     rec->off = place_secondary(tcp, rec);
+    colo_stream_note_urgent(tcp, rec);
     if (rec->tcp_flags & COLO_TCP_ACK) {
         colo_ack_note(flow, COLO_SECONDARY, rec->ack);
         colo_ack_note_echo(flow, rec);
@@ -256,6 +259,7 @@ static void note_sent(colo_comparator *c, struct colo_flow *flow, struct colo_re
         tcp->p_high = colo_stream_end(rec);
     if (!is_reset && rec->tcp_flags & COLO_TCP_ACK)
         colo_ack_note(flow, COLO_PRIMARY, rec->ack);
+    colo_stream_note_urgent(tcp, rec);
     if (rec->tcp_flags & (COLO_TCP_FIN | COLO_TCP_RST))
         colo_table_set_standing(c->table, flow, COLO_SPARE);
     else if (flow->standing == COLO_FRESH && !(rec->tcp_flags & COLO_TCP_SYN))

@@ -94,7 +94,12 @@ def _tcp(
         return wire.tcp(path, isn + 1 + LENGTH, ack, wire.ACK | flags, noise=noise)
     if kind == 2:
         return wire.tcp(path, seq, ack, wire.ACK, noise=noise)
-    return wire.tcp(path, seq, ack, wire.ACK, bytes(stream[start:end]), noise=noise)
+    payload, mark = stream[start:end], dice.choose((8, 16))
+    if side == SECONDARY and payload and dice.chance(20):
+        payload[-1] ^= 1  # contradicts what it says elsewhere; the primary's are not seen where they have left
+    if start < mark and dice.chance(8):
+        return wire.tcp(path, seq, ack, wire.ACK | wire.URG, bytes(payload), noise=noise, urgent=mark - start)
+    return wire.tcp(path, seq, ack, wire.ACK, bytes(payload), noise=noise)
 
 
 def spoil(dice: Dice, frame: bytes) -> bytes:

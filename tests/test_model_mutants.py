@@ -502,6 +502,14 @@ class BlamesAnotherFlow(Toy):
                                               event.primary, event.secondary)  # fmt: skip
 
 
+class IgnoresUrgentMarks(Toy):
+    """R1: the primary marks a byte as urgent, the secondary does not."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        plain = replace(segment.packet, flags=segment.packet.flags & ~wire.URG)
+        return facts.content_matches(replace(segment, packet=plain)) or facts.content_matches(segment)
+
+
 class OverlooksContradictions(Toy):
     """events: held frames of the primary's say two things at one offset."""
 
@@ -640,6 +648,13 @@ def tolerated(*said: bytes) -> list[Step]:
     return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
 
 
+def urgent() -> list[Step]:
+    """Only the primary's byte is marked."""
+    ours = wire.tcp(wire.Path(), 9, 9, wire.ACK | wire.URG, b"abc", urgent=3)
+    theirs = wire.tcp(wire.Path(), 9, 9, wire.ACK, b"abc")
+    return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
+
+
 def contradiction() -> list[Step]:
     """The primary overlaps a held frame of its own with another byte."""
     ours = tuple(wire.tcp(wire.Path(), 9 + at, 9, wire.ACK, data) for at, data in ((0, b"abc"), (1, b"Bcd")))
@@ -706,6 +721,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
 
     yield play(different_options(), Config())
     yield play(a_reset(), Config())
+    yield play(urgent(), Config())
     yield play(contradiction(), Config())
     yield play(ruled(), Config(rules=RULED))
     for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),

@@ -300,6 +300,51 @@ OVERLAPS: dict[str, list[Row]] = {
     ],
 }
 
+# RFC 6093: the byte before the mark is read apart by the receiver's program.
+URGENT: dict[str, list[Row]] = {
+    "the same mark, in segments cut in other places": [
+        *OPEN,
+        (p(0, "abcd", urg=True, urgent=4), ""),
+        (s(0, "ab", urg=True, urgent=4), ""),
+        (s(2, "cd", urg=True, urgent=2), "p2"),
+        (p(2, "cd", urg=True, urgent=2), "p3"),
+    ],
+    "the primary's mark alone waits": [
+        *OPEN,
+        (p(0, "abcd", urg=True, urgent=4), ""),
+        (s(0, "abcd"), ""),
+        (wait(TIMEOUT_MS), "!primary-timeout want:primary-timeout"),
+        (commit(), "p2"),
+    ],
+    "another mark": [
+        *OPEN,
+        (p(0, "abcd", urg=True, urgent=4), ""),
+        (s(0, "abcd", urg=True, urgent=3), ""),
+        (commit(), "p2"),
+    ],
+    "the secondary's mark alone: the byte waits": [
+        *OPEN,
+        (s(0, "abcd", urg=True, urgent=4), ""),
+        (p(0, "abc"), "p2"),
+        (p(3, "d"), ""),
+        (wait(TIMEOUT_MS), "!primary-timeout want:primary-timeout"),
+        (commit(), "p3"),
+    ],
+    "on an ACK without payload": [
+        *OPEN,
+        (p(0, urg=True, urgent=4), ""),
+        (s(0, urg=True, urgent=4), "p2"),
+    ],
+    "repeated after a commit": [
+        *OPEN,
+        (p(0, "abcd", urg=True, urgent=4), ""),
+        (commit(), "p2"),
+        (p(0, "abcd", urg=True, urgent=4), "p3"),
+        (p(4, "ef"), ""),
+        (s(4, "ef"), "p4"),
+    ],
+}
+
 # RFC 9293, 3.10.7.4; RFC 6191.
 PORTS_AGAIN: dict[str, list[Row]] = {
     "after a reset": [
@@ -388,6 +433,7 @@ GROUPS = {
     "resets": RESETS,
     "probes": PROBES,
     "overlaps": OVERLAPS,
+    "urgent": URGENT,
     "ports again": PORTS_AGAIN,
     "headers": HEADERS,
     "mid-stream": MID_STREAM,

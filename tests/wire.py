@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 TCP, UDP, ICMP, ICMP6, IGMP, GRE, SCTP = 6, 17, 1, 58, 2, 47, 132
 
 VM_MAC = bytes.fromhex("525400123456")
@@ -219,12 +219,13 @@ def tcp(
     noise: Noise = QUIET,
     spoil_checksum: bool = False,
     partial: bool = False,
+    urgent: int = 0,
 ) -> bytes:
     """`partial`: only the pseudo-header is summed, as a guest with checksum offload leaves it."""
     coded = options.encode(noise)
     offset = (20 + len(coded)) // 4 << 12
     head = struct.pack("!HHIIHHHH", path.sport, path.dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, offset | flags,
-                       noise.window, 0, 0)  # fmt: skip
+                       noise.window, 0, urgent)  # fmt: skip
     segment = head + coded + payload
     pseudo = pseudo_header(path, TCP, len(segment))
     csum = ones_sum(pseudo) if partial else checksum(pseudo + segment)

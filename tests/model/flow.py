@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import wire
+
 from coloproxy.rules import ToleranceRule
 from model.packet import Key, Packet, SynOptions
 from model.rules import mask, may_stand
@@ -31,6 +33,7 @@ class Said:
     data: dict[int, int] = field(default_factory=dict)
     fins: set[int] = field(default_factory=set)
     syns: set[SynOptions] = field(default_factory=set)
+    marks: set[int] = field(default_factory=set)  # positions that urgent pointers point at
     resets: int = 0
     ack: int | None = None
 
@@ -48,6 +51,7 @@ class Incarnation:
     end: int | None = None  # behind all that the primary ever said
     ack_ever: int | None = None  # the highest ACK the primary ever said
     reset_ever: bool = False
+    mark_ever: int | None = None  # the primary's last urgent one
     covered: int | None = None  # positions below are covered by a commit
     covered_reset: bool = False
     floor: int | None = None  # the secondary's highest ACK when the step in progress began
@@ -81,6 +85,13 @@ class Segment:
     @property
     def fin(self) -> int | None:
         return self.start + len(self.packet.body) if self.packet.fin else None
+
+    @property
+    def mark(self) -> int | None:
+        """Where the urgent pointer points: counted from the sequence number, a SYN's too (RFC 9293, 3.1)."""
+        if not self.packet.flags & wire.URG:
+            return None
+        return self.start - self.packet.syn + self.packet.urgent
 
 
 class TcpFlow:
@@ -156,6 +167,10 @@ class TcpFlow:
             said.resets += 1
             inc.reset_ever |= side == PRIMARY
             return
+        if segment.mark is not None:
+            said.marks.add(segment.mark)
+            if side == PRIMARY:
+                inc.mark_ever = segment.mark
         if packet.syn:
             said.syns.add(packet.options)
             if len(said.syns) > 1:
@@ -193,6 +208,8 @@ class TcpFlow:
             inc.covered_reset = inc.reset_ever
             inc.mid_stream = False
             inc.said[SECONDARY].ack = inc.ack_ever
+            if inc.mark_ever is not None:
+                inc.said[SECONDARY].marks = {inc.mark_ever}
 
     def ack_floor(self, segment: Segment) -> int | None:
         """ack_limit as it was when the step began: frames may have left early in it."""
@@ -249,7 +266,17 @@ class TcpFlow:
             return False
         if segment.fin is not None and not (inc.is_covered(segment.fin) or segment.fin in said.fins):
             return False
-        return self.bytes_match(segment)
+        return self.bytes_match(segment) and self.marks_match(segment)
+
+    def marks_match(self, segment: Segment) -> bool:
+        """Both mark the same bytes as urgent; what the client has had may be repeated without its mark."""
+        inc = self.incarnation(segment.incarnation)
+        marks, end = inc.said[SECONDARY].marks, segment.start + len(segment.packet.body)
+        if segment.mark is not None:
+            return segment.mark in marks
+        if inc.released_end is not None and end <= inc.released_end:
+            return True
+        return not any(segment.start < mark <= end for mark in marks)
 
     def reset_is_due(self, segment: Segment) -> bool:
         """The secondary has reset as often as the primary: nobody could hold this reset back."""

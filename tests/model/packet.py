@@ -70,6 +70,7 @@ class Packet:
     ack: int = 0
     flags: int = 0
     window: int = 0
+    urgent: int = 0
     options: SynOptions = SynOptions()
     timestamps: tuple[int, int] | None = None
     sack: bytes = b""  # the blocks
@@ -236,7 +237,7 @@ def _transport(
 
     if protocol == wire.TCP:
         _need(body, 20)
-        sport, dport, seq, ack, word, window, csum, _ = struct.unpack_from("!HHIIHHHH", body)
+        sport, dport, seq, ack, word, window, csum, urgent = struct.unpack_from("!HHIIHHHH", body)
         header = (word >> 12) * 4
         if header < 20 or header > len(body):
             raise _BadFrameError
@@ -247,7 +248,8 @@ def _transport(
             checksum_ok = checksum_ok and wire.ones_sum(pseudo + body) == 0xFFFF
         return Packet(
             key(Cls.TCP, sport, dport), body[header:], *where, seq=seq, ack=ack, flags=word & 0xFF, window=window,
-            options=options, timestamps=stamps, sack=sack, auth=auth, partial=partial, checksums_ok=checksum_ok,
+            urgent=urgent, options=options, timestamps=stamps, sack=sack, auth=auth,
+            partial=partial, checksums_ok=checksum_ok,
         )  # fmt: skip
     if protocol == wire.UDP:
         _need(body, 8)

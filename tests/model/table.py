@@ -79,6 +79,7 @@ class Send:
     vnet: int = 0
     partial: bool = False
     spoil: bool = False
+    urgent: int = 0
     shift: int = 0  # another connection on the same ports: added to all three initial numbers
 
     def render(self, n: Numbers, epoch: int) -> bytes:
@@ -90,7 +91,7 @@ class Send:
         ack = n.client + self.shift + 1 + (self.ack or 0)
         flags = self.flags if self.ack is not None else self.flags & ~wire.ACK
         frame = wire.tcp(self.path, seq, ack if flags & wire.ACK else 0, flags, self.data, self.options, self.noise,
-                         spoil_checksum=self.spoil, partial=self.partial)  # fmt: skip
+                         spoil_checksum=self.spoil, partial=self.partial, urgent=self.urgent)  # fmt: skip
         return wire.with_vnet(frame, self.vnet, int(self.partial)) if self.vnet else frame
 
 
@@ -105,7 +106,7 @@ Row = tuple[Send | Do | list[Send], str]
 
 def _send(side: int, off: int, data: str | bytes, ack: int | None, more: dict[str, object]) -> Send:
     flags = wire.ACK
-    for name, bit in (("fin", wire.FIN), ("rst", wire.RST), ("psh", wire.PSH)):
+    for name, bit in (("fin", wire.FIN), ("rst", wire.RST), ("psh", wire.PSH), ("urg", wire.URG)):
         if more.pop(name, False):
             flags |= bit
     payload = data.encode() if isinstance(data, str) else data
