@@ -310,8 +310,8 @@ bool colo_stream_urgent_agrees(const struct colo_tcp *tcp, const struct colo_rec
     if (rec->tcp_flags & COLO_TCP_URG)
         return has_mark(tcp, urgent_mark(rec));
     if (data_end(rec) > tcp->out_high)
-        for (int i = 0; i < tcp->s_urgents; i++)
-            if (tcp->s_urgent[i] - (uint32_t)data_start(rec) - 1 < rec->body_len) /* modulo 2^32: the byte before it is inside */
+        for (int i = 0; i < tcp->s_urgents; i++) /* modulo 2^32: is the byte before the mark inside? */
+            if (tcp->s_urgent[i] - (uint32_t)data_start(rec) - 1 < rec->body_len)
                 return false;
     return true;
 }
