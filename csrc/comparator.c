@@ -192,6 +192,7 @@ static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
     rec->syn = packet->syn;
     rec->tcp_flags = packet->tcp_flags;
     rec->tcp_auth = packet->tcp_auth;
+    rec->matched = rec->later = rec->own_numbers = 0; /* a verdict of an epoch that has ended is none: R3 */
 }
 
 /* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */

@@ -90,3 +90,16 @@ def test_new_connection_behind_held_frames_of_the_old_is_known_after_the_commit(
     comparator.feed(Side.SECONDARY, [tcp(2147483648, 2990, wire.SYN | wire.ACK)], 5)
     comparator.feed(Side.PRIMARY, [tcp(2147483642, 991)], 6)
     assert released(comparator) == [2], "covered by the commit; the other acknowledges more than the secondary has"
+
+
+def test_a_match_of_the_old_epoch_releases_nothing_in_the_new_one() -> None:
+    """R3, found by fuzz_schedule.c. No stop came before the commit, so the third frame was judged too early."""
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    comparator.feed(Side.PRIMARY, [wire.udp(PATH, b"first")], 1)
+    comparator.feed(Side.SECONDARY, [wire.udp(PATH, b"second")], 2)
+    comparator.feed(Side.PRIMARY, [wire.udp(PATH, b"second")], 3)  # matched, and held behind the first
+    comparator.commit(3, 4)
+    assert released(comparator) == [0]
+    comparator.feed(Side.SECONDARY, [wire.udp(PATH, b"second")], 5)
+    assert released(comparator) == [2]
