@@ -40,7 +40,7 @@ static void test_protected_compares(void)
     rig_send(&r, S, 1, 100);
     rig_expect(&r, 1, 100);
     rig_send(&r, P, 2, 100);
-    UNTIL(&r, n.comparator.held_frames[COLO_PRIMARY] == 1);
+    UNTIL(&r, n.comparator.frames_in[COLO_PRIMARY] == 2);
     CHECK_EQ(colo_engine_checkpoint_commit(r.engine, rig_now()), 0);
     rig_wait(&r, COLO_ENGINE_COMMITTED, &e);
     CHECK_EQ(e.released_frames, 1);
