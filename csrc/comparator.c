@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The comparator's public calls: limits, modes, epochs and time. core.h has the theory of operation. */
+/* The comparator's public calls: frames by the mode, limits and time. core.h has the theory of operation. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -115,7 +115,7 @@ static void count_in(colo_comparator *c, const struct colo_rec *rec)
         c->n.held_bytes_peak = bytes;
 }
 
-static void count_out(colo_comparator *c, const struct colo_rec *rec)
+void colo_held_uncount(colo_comparator *c, const struct colo_rec *rec)
 {
     c->n.held_frames[rec->side] -= colo_rec_frames(rec);
     c->n.held_bytes[rec->side] -= colo_rec_bytes(rec);
@@ -131,7 +131,7 @@ void colo_held_add(colo_comparator *c, struct colo_rec *rec)
     count_in(c, rec);
 }
 
-static void leave_flow_count(const struct colo_rec *rec)
+void colo_flow_uncount(const struct colo_rec *rec)
 {
     if (rec->flow) {
         rec->flow->held[rec->side] -= colo_rec_frames(rec);
@@ -142,8 +142,8 @@ static void leave_flow_count(const struct colo_rec *rec)
 void colo_held_remove(colo_comparator *c, struct colo_rec *rec)
 {
     colo_list_remove(&c->held[rec->side], rec);
-    leave_flow_count(rec);
-    count_out(c, rec);
+    colo_flow_uncount(rec);
+    colo_held_uncount(c, rec);
 }
 
 bool colo_flow_is_full(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec)
@@ -177,7 +177,7 @@ struct colo_tolerance *colo_flow_tolerance(const colo_comparator *c, const struc
 
 /* ---------------------------------------------------------------- judging */
 
-static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
+void colo_rec_take_over(struct colo_rec *rec, const struct colo_packet *packet)
 {
     rec->body = packet->body;
     rec->body_len = packet->body_len;
@@ -196,7 +196,7 @@ static void take_over(struct colo_rec *rec, const struct colo_packet *packet)
 }
 
 /* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */
-static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make)
+struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make)
 {
     struct colo_flow *flow = colo_table_find(c->table, id);
 
@@ -220,7 +220,7 @@ static struct colo_flow *flow_of(colo_comparator *c, const struct colo_flow_id *
 }
 
 /* Fragments have no ports to go by: rules are asked about their datagram, once it is whole. */
-static uint8_t policy_of(colo_comparator *c, const struct colo_flow_id *id)
+uint8_t colo_policy_of(colo_comparator *c, const struct colo_flow_id *id)
 {
     uint8_t by_class = c->config.pass_classes & 1u << id->cls ? COLO_POLICY_PASS : COLO_POLICY_COMPARE;
 
@@ -241,9 +241,9 @@ static void hold_for_commit(colo_comparator *c, struct colo_rec *rec, const stru
 /* PROTECTED: decides what becomes of a frame. */
 static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
 {
-    struct colo_flow *flow = flow_of(c, &packet->id, true);
+    struct colo_flow *flow = colo_flow_of(c, &packet->id, true);
 
-    take_over(rec, packet);
+    colo_rec_take_over(rec, packet);
     rec->judged = 1;
     rec->flow = flow;
     if (!flow) {
@@ -265,7 +265,7 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
 /* A record in no list, PROTECTED or STOPPED. */
 static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
 {
-    uint8_t policy = policy_of(c, &packet->id);
+    uint8_t policy = colo_policy_of(c, &packet->id);
 
     if (policy == COLO_POLICY_PASS) {
         if (rec->side == COLO_PRIMARY) {
@@ -301,7 +301,7 @@ void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec)
 }
 
 /* A record in no list, by the mode. */
-static void enter(colo_comparator *c, struct colo_rec *rec)
+void colo_enter(colo_comparator *c, struct colo_rec *rec)
 {
     struct colo_packet packet;
 
@@ -356,7 +356,7 @@ static struct colo_rec *new_record(colo_comparator *c, int side, const struct co
 }
 
 /* Every call that may change something begins with this. */
-static void begin_call(colo_comparator *c, int64_t now)
+void colo_begin_call(colo_comparator *c, int64_t now)
 {
     c->now = now;
     colo_output_retire(c);
@@ -371,7 +371,7 @@ long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame 
     for (i = 0; i < count; i++)
         if (frames[i].vnet_len > 12 || frames[i].vnet_len > frames[i].len)
             return COLO_ERR_MISUSE;
-    begin_call(c, now);
+    colo_begin_call(c, now);
     for (i = 0; i < count; i++) {
         uint8_t limit = limit_reached(c, side, frames[i].len);
         struct colo_rec *rec = limit ? NULL : new_record(c, side, &frames[i]);
@@ -382,7 +382,7 @@ long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame 
         }
         c->n.frames_in[side]++;
         c->n.bytes_in[side] += frames[i].len;
-        enter(c, rec);
+        colo_enter(c, rec);
         watch_level(c, side);
     }
     return (long)i;
@@ -432,7 +432,7 @@ void colo_comparator_tick(colo_comparator *c, int64_t now)
 {
     static const uint8_t causes[2] = {COLO_CAUSE_PRIMARY_TIMEOUT, COLO_CAUSE_SECONDARY_TIMEOUT};
 
-    begin_call(c, now);
+    colo_begin_call(c, now);
     if (c->mode != COLO_MODE_PROTECTED)
         return;
     colo_datagram_expire(c);
@@ -445,223 +445,6 @@ void colo_comparator_tick(colo_comparator *c, int64_t now)
     }
     if (!c->wanted && c->debts && now - c->debts->since >= c->config.compare_timeout)
         colo_flow_timed_out(c, c->debts->flow, COLO_CAUSE_ACK_TIMEOUT, NULL, c->debts->since);
-}
-
-/* ----------------------------------------------------------------- epochs */
-
-static void append(struct colo_list *to, struct colo_list *from)
-{
-    struct colo_rec *rec;
-
-    while ((rec = colo_list_pop(from)))
-        colo_list_push(to, rec);
-}
-
-/* Takes a held record out of its flow, which is returned; that forgets all its lists, for all its records leave. */
-static struct colo_flow *unlink_from_flow(struct colo_rec *rec)
-{
-    struct colo_flow *flow = rec->flow;
-
-    leave_flow_count(rec);
-    rec->flow_link = (struct colo_link){NULL, NULL};
-    rec->flow = NULL;
-    if (!flow)
-        return NULL;
-    flow->p = flow->s = (struct colo_list){NULL, NULL};
-    if (flow->id.cls == COLO_CLASS_TCP) {
-        flow->u.tcp.unplaced = flow->u.tcp.later = (struct colo_list){NULL, NULL};
-        flow->u.tcp.rst_rec = flow->u.tcp.first_data = NULL;
-    }
-    return flow;
-}
-
-/*
- * A frame that is judged a second time was judged by the rules of the wrong epoch (the caller did not call stop in
- * time): its flow's idea of what the primary had sent at the commit is not to be trusted.
- */
-static void forget_flow_state(struct colo_flow *flow)
-{
-    if (flow && flow->id.cls == COLO_CLASS_TCP)
-        flow->u.tcp.unsure = 1;
-}
-
-/*
- * A deferred primary frame that leaves unjudged. `make`: a flow for it is worth having. A TCP segment in fragments leaves
- * a gap in its stream, as one that the guest's own network lost: both sides go on beyond it.
- */
-static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
-{
-    struct colo_packet packet;
-    struct colo_flow *flow;
-
-    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    if (packet.id.cls != COLO_CLASS_TCP || policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
-        return;
-    if (!(flow = flow_of(c, &packet.id, make)))
-        return; /* without a flow it is met in mid-stream when it speaks again */
-    take_over(rec, &packet);
-    colo_tcp_absorb(c, flow, rec);
-}
-
-static void flush_frame(colo_comparator *c, struct colo_rec *rec, int64_t cut, uint8_t reason, struct colo_list *rest)
-{
-    if (rec->time >= cut)
-        colo_list_push(rest, rec);
-    else if (rec->side == COLO_PRIMARY)
-        colo_output_release(c, rec, reason);
-    else
-        colo_output_discard(c, rec, reason == COLO_REASON_COMMITTED ? COLO_REASON_STALE : reason);
-}
-
-/* The frames go, each by its own time; nothing that was found out about their datagrams counts any more. */
-static void flush_group(colo_comparator *c, struct colo_group *group, int64_t cut, uint8_t reason, struct colo_list *rest)
-{
-    struct colo_rec *frame;
-
-    if (group->dissolved)
-        return;
-    group->dissolved = 1;
-    while ((frame = group->frames.head)) {
-        colo_flow_list_remove(&group->frames, frame);
-        flush_frame(c, frame, cut, reason, rest);
-    }
-    colo_output_retire_group(c, group);
-}
-
-/* Secondary frames that were judged before the stop are of the old epoch, whatever the clock says. */
-static void discard_judged(colo_comparator *c)
-{
-    struct colo_rec *rec;
-
-    while ((rec = colo_list_pop(&c->held[COLO_SECONDARY]))) {
-        count_out(c, rec);
-        unlink_from_flow(rec);
-        if (rec->group)
-            flush_group(c, rec->group, NEVER, COLO_REASON_COMMITTED, NULL);
-        else
-            colo_output_discard(c, rec, COLO_REASON_STALE);
-    }
-}
-
-/* A primary frame leaves by a flush: its flow, if it was in one, still has to know what the primary has sent. */
-static void note_flushed(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec, bool make)
-{
-    if (!rec->judged)
-        absorb(c, rec, make);
-    else if (flow && flow->id.cls == COLO_CLASS_TCP && rec->later)
-        colo_tcp_absorb(c, flow, rec);
-    else if (flow && flow->id.cls == COLO_CLASS_TCP) {
-        colo_ack_note_released(c, flow, rec);
-        colo_stream_note_committed(c, flow, rec);
-    }
-}
-
-/*
- * Empties the held and deferred lists: primary frames read before `cut_p` are released, secondary ones read before
- * `cut_s` discarded, both for `reason`; the others come back in `rest`, in order of arrival.
- */
-static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reason, struct colo_list *rest)
-{
-    struct colo_list all = {NULL, NULL}, deferred = c->deferred;
-    struct colo_flow *flow;
-    struct colo_rec *rec;
-
-    c->deferred = (struct colo_list){NULL, NULL};
-    colo_fragment_forget_all(c);
-    while (c->overtaken) /* first of all: a flow whose frames have left may be evicted by `absorb` */
-        colo_datagram_forget(c, c->overtaken);
-    append(&all, &c->held[COLO_PRIMARY]);
-    append(&all, &c->held[COLO_SECONDARY]);
-    while ((rec = colo_list_pop(&all)) || (rec = colo_list_pop(&deferred))) {
-        int64_t cut = rec->side == COLO_PRIMARY ? cut_p : cut_s;
-        bool old = rec->time < cut;
-
-        count_out(c, rec);
-        if (!old)
-            forget_flow_state(rec->flow);
-        flow = unlink_from_flow(rec);
-        if (old && rec->side == COLO_PRIMARY)
-            note_flushed(c, flow, rec, reason == COLO_REASON_COMMITTED);
-        if (rec->group)
-            flush_group(c, rec->group, cut, reason, rest);
-        else
-            flush_frame(c, rec, cut, reason, rest);
-    }
-    colo_ack_pay_all(c, reason);
-}
-
-static void begin_epoch(colo_comparator *c)
-{
-    c->epoch++;
-    c->wanted = 0;
-    c->want_pending = 0;
-    c->untracked = 0;
-    c->limits_told = 0;
-}
-
-static void enter_all(colo_comparator *c, struct colo_list *list)
-{
-    struct colo_rec *rec;
-    int64_t now = c->now;
-
-    while ((rec = colo_list_pop(list))) {
-        c->now = rec->time; /* windows run from when it was read */
-        enter(c, rec);
-    }
-    c->now = now;
-}
-
-void colo_comparator_stop(colo_comparator *c, int64_t now)
-{
-    begin_call(c, now);
-    if (c->mode == COLO_MODE_STOPPED)
-        return;
-    c->mode_before = c->mode;
-    c->mode = COLO_MODE_STOPPED;
-    c->stopped_at = now;
-}
-
-void colo_comparator_commit(colo_comparator *c, int64_t resumed, int64_t now)
-{
-    struct colo_list rest = {NULL, NULL};
-    int64_t cut_s = resumed;
-
-    begin_call(c, now);
-    if (c->config.keep_gap && c->mode == COLO_MODE_STOPPED && c->stopped_at < resumed)
-        cut_s = c->stopped_at;
-    if (c->mode == COLO_MODE_STOPPED)
-        discard_judged(c);
-    flush(c, resumed, cut_s, COLO_REASON_COMMITTED, &rest);
-    begin_epoch(c);
-    c->mode = COLO_MODE_PROTECTED;
-    c->n.commits++;
-    enter_all(c, &rest);
-}
-
-void colo_comparator_abort(colo_comparator *c, int64_t now)
-{
-    struct colo_list rest = c->deferred;
-
-    begin_call(c, now);
-    if (c->mode != COLO_MODE_STOPPED)
-        return;
-    c->deferred = (struct colo_list){NULL, NULL};
-    for (struct colo_rec *rec = rest.head; rec; rec = rec->link.next)
-        count_out(c, rec);
-    c->mode = c->mode_before;
-    c->n.aborts++;
-    enter_all(c, &rest);
-}
-
-void colo_comparator_alone(colo_comparator *c, int64_t now)
-{
-    struct colo_list rest = {NULL, NULL};
-
-    begin_call(c, now);
-    flush(c, NEVER, NEVER, COLO_REASON_ALONE, &rest);
-    begin_epoch(c);
-    colo_table_clear(c->table);
-    c->mode = COLO_MODE_ALONE;
 }
 
 void colo_comparator_counters(const colo_comparator *c, struct colo_counters *out)

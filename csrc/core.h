@@ -2,7 +2,8 @@
 /*
  * core.h - the comparator's own state, and what its modules offer each other. Private to csrc/.
  *
- *   comparator.c  the public calls: limits, modes, epochs, time
+ *   comparator.c  the public calls: frames by the mode, limits, time
+ *   epoch.c       stop, commit, abort, alone: what a checkpoint covers leaves
  *   policy.c      the operator's rules: which flows are compared at all
  *   tolerance.c   ... and which of their bytes may differ
  *   tcp.c         one TCP frame arrives: generation of the connection, stream offsets, queues
@@ -85,6 +86,20 @@ void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec);
 struct colo_tolerance *colo_flow_tolerance(const colo_comparator *c, const struct colo_flow *flow);
 /* Brings a flow's state into the present epoch. */
 void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
+
+/* comparator.c, for epoch.c. Every call that may change something begins with this. */
+void colo_begin_call(colo_comparator *c, int64_t now);
+/* A record in no list, by the mode. */
+void colo_enter(colo_comparator *c, struct colo_rec *rec);
+/* What the record needs of its parsed frame. */
+void colo_rec_take_over(struct colo_rec *rec, const struct colo_packet *packet);
+/* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */
+struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make);
+/* What the operator's rules, or else the class, say of that flow: enum colo_policy. */
+uint8_t colo_policy_of(colo_comparator *c, const struct colo_flow_id *id);
+/* A record that was taken from its lists leaves the counts of its side, and of its flow. */
+void colo_held_uncount(colo_comparator *c, const struct colo_rec *rec);
+void colo_flow_uncount(const struct colo_rec *rec);
 
 /* tcp.c: `rec` is new; the functions hold it, release it or discard it. */
 void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
