@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import wire
 
@@ -33,7 +34,7 @@ class Said:
     data: dict[int, int] = field(default_factory=dict)
     fins: set[int] = field(default_factory=set)
     syns: set[SynOptions] = field(default_factory=set)
-    marks: set[int] = field(default_factory=set)  # positions that urgent pointers point at
+    marks: dict[int, int] = field(default_factory=dict)  # positions that urgent pointers point at; in which step first
     resets: int = 0
     ack: int | None = None
 
@@ -168,7 +169,7 @@ class TcpFlow:
             inc.reset_ever |= side == PRIMARY
             return
         if segment.mark is not None:
-            said.marks.add(segment.mark)
+            said.marks.setdefault(segment.mark, self.step)
             if side == PRIMARY:
                 inc.mark_ever = segment.mark
         if packet.syn:
@@ -209,7 +210,7 @@ class TcpFlow:
             inc.mid_stream = False
             inc.said[SECONDARY].ack = inc.ack_ever
             if inc.mark_ever is not None:
-                inc.said[SECONDARY].marks = {inc.mark_ever}
+                inc.said[SECONDARY].marks = {inc.mark_ever: -1}
 
     def ack_floor(self, segment: Segment) -> int | None:
         """ack_limit as it was when the step began: frames may have left early in it."""
@@ -256,8 +257,11 @@ class TcpFlow:
         ours, theirs = (said.data for said in inc.said)
         return begin is None or all(p in ours and p in theirs for p in range(begin, segment.start))
 
-    def content_matches(self, segment: Segment) -> bool:
-        """Everything but the ACK number has been said by the secondary, or is covered by a commit."""
+    def content_matches(self, segment: Segment, before: float = inf) -> bool:
+        """Everything but the ACK number has been said by the secondary, or is covered by a commit.
+
+        What the secondary marked as urgent in step `before` or later may have come after the frame had left.
+        """
         inc = self.incarnation(segment.incarnation)
         packet, said = segment.packet, inc.said[SECONDARY]
         if packet.rst:
@@ -266,9 +270,9 @@ class TcpFlow:
             return False
         if segment.fin is not None and not (inc.is_covered(segment.fin) or segment.fin in said.fins):
             return False
-        return self.bytes_match(segment) and self.marks_match(segment)
+        return self.bytes_match(segment) and self.marks_match(segment, before)
 
-    def marks_match(self, segment: Segment) -> bool:
+    def marks_match(self, segment: Segment, before: float) -> bool:
         """Both mark the same bytes as urgent; what the client has had may be repeated without its mark."""
         inc = self.incarnation(segment.incarnation)
         marks, end = inc.said[SECONDARY].marks, segment.start + len(segment.packet.body)
@@ -276,7 +280,7 @@ class TcpFlow:
             return segment.mark in marks
         if inc.released_end is not None and end <= inc.released_end:
             return True
-        return not any(segment.start < mark <= end for mark in marks)
+        return not any(segment.start < mark <= end and step < before for mark, step in marks.items())
 
     def reset_is_due(self, segment: Segment) -> bool:
         """The secondary has reset as often as the primary: nobody could hold this reset back."""

@@ -141,7 +141,7 @@ class Oracle(EventJudge):
             flow.use(held.packet)
             return
         assert held.segment is not None
-        if not flow.content_matches(held.segment):
+        if not flow.content_matches(held.segment, before=self.step_number):
             raise Violation("R1", f"frame {action.name} left, and the secondary has not said all of it in this epoch")
         inc = flow.incarnation(held.segment.incarnation)
         limit = flow.ack_limit(held.segment)
