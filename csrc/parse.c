@@ -80,8 +80,10 @@ static bool parse_tcp_options(const uint8_t *p, uint32_t len, struct colo_packet
             out->syn.sack_ok = 1;
         else if (p[0] == 8 && size == 10)
             out->syn.timestamps = 1;
-        else if (p[0] == 19 || p[0] == 29) /* RFC 2385, RFC 5925 */
+        else if (p[0] == 19 || p[0] == 29) { /* RFC 2385, RFC 5925 */
             out->tcp_auth = 1;
+            out->syn.signature = p[0];
+        }
         p += size;
         len -= size;
     }

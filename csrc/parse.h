@@ -19,12 +19,13 @@ enum {
     COLO_TCP_URG = 0x20,
 };
 
-/* Options of a SYN that bind the connection for its life (RFC 9293 MSS; RFC 7323 scale, timestamps; RFC 2018). */
+/* Options of a SYN that bind the connection for its life (RFC 9293 MSS; RFC 7323 scale, timestamps; RFC 2018; RFC 2385, 5925). */
 struct colo_syn_options {
     uint16_t mss;      /* 0: absent */
     uint8_t wscale;    /* 255: absent */
     uint8_t sack_ok;
     uint8_t timestamps;
+    uint8_t signature; /* the option's kind: 19 for MD5, 29 for AO; 0: absent */
 };
 
 struct colo_packet {

@@ -57,7 +57,8 @@ static enum position position_at(const struct colo_rec *rec, int64_t at)
 
 static bool same_syn(const struct colo_syn_options *a, const struct colo_syn_options *b)
 {
-    return a->mss == b->mss && a->wscale == b->wscale && a->sack_ok == b->sack_ok && a->timestamps == b->timestamps;
+    return a->mss == b->mss && a->wscale == b->wscale && a->sack_ok == b->sack_ok && a->timestamps == b->timestamps &&
+           a->signature == b->signature;
 }
 
 /* The first difference in n > 0 bytes that memcmp called different. */

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -29,8 +30,8 @@ def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Released(frame=0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_options_exist(path: Path) -> None:
+@functools.cache
+def every_help() -> str:
     helps = [
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
@@ -42,9 +43,14 @@ def test_options_exist(path: Path) -> None:
     ]
     environment = {**os.environ, "COLUMNS": "200"}
     environment.pop("PYTHONSAFEPATH", None)  # a tool finds what lies beside it
-    known = "".join(
+    return "".join(
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout for command in helps
     )
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_options_exist(path: Path) -> None:
+    known = every_help()
     text = path.read_text(encoding="utf-8")
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
         assert re.search(rf"{option}(?![a-z-])", known), f"{path.name} names {option}, which there is not"

@@ -77,6 +77,14 @@ HANDSHAKE: dict[str, list[Row]] = {
         (p_syn(replace(SYN_OPTIONS, wscale=0)), ""),
         (s_syn(replace(SYN_OPTIONS, wscale=None)), "!syn-options@-1 want:syn-options"),
     ],
+    "a signature binds by being there": [
+        (p_syn(replace(SYN_OPTIONS, md5=True)), ""),
+        (s_syn(), "!syn-options@-1 want:syn-options"),
+    ],
+    "and on the secondary alone": [
+        (p_syn(), ""),
+        (s_syn(replace(SYN_OPTIONS, md5=True)), "!syn-options@-1 want:syn-options"),
+    ],
     "SACK-permitted binds": [
         (p_syn(replace(SYN_OPTIONS, sack_ok=True)), ""),
         (s_syn(replace(SYN_OPTIONS, sack_ok=False)), "!syn-options@-1 want:syn-options"),
@@ -422,6 +430,14 @@ ACKS: dict[str, list[Row]] = {
         (p(0, ack=9), "p2"),
         (p(0, "abc", ack=3), ""),
         (s(0, "abc", ack=9), "p3"),
+    ],
+    "a signed frame that waits for its ACK does not leave any more once it was contradicted": [
+        *OPEN,
+        (p(0, "abc", ack=9, options=MD5), ""),
+        (s(0, "abc", ack=5, options=MD5), ""),
+        (p(0, "abX", ack=9, options=MD5), "!conflict@2 want:conflict"),
+        (s(3, ack=9, options=MD5), ""),
+        (commit(), "p2 p3"),
     ],
     "a frame of a signed connection is not lowered": [
         *OPEN,

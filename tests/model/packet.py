@@ -53,6 +53,7 @@ class SynOptions:
     wscale: int | None = None
     sack_ok: bool = False
     timestamps: bool = False
+    signature: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +287,7 @@ def _transport(
 
 
 def _tcp_options(data: bytes) -> tuple[SynOptions, tuple[int, int] | None, bytes, bool]:
-    mss, wscale, sack_ok, stamps, sack, auth = None, None, False, None, b"", False
+    mss, wscale, sack_ok, stamps, sack, signature = None, None, False, None, b"", 0
     while data and data[0] != 0:
         if data[0] == 1:
             data = data[1:]
@@ -305,6 +306,6 @@ def _tcp_options(data: bytes) -> tuple[SynOptions, tuple[int, int] | None, bytes
         elif kind == 5:
             sack = value
         elif kind in (19, 29):
-            auth = True
+            signature = kind
         data = data[data[1] :]
-    return SynOptions(mss, wscale, sack_ok, stamps is not None), stamps, sack, auth
+    return SynOptions(mss, wscale, sack_ok, stamps is not None, signature), stamps, sack, signature != 0
