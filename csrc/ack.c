@@ -319,7 +319,7 @@ static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct c
     bool has_range = colo_stream_has_range(rec);
 
     if (rec->tcp_flags & COLO_TCP_RST)
-        return reset_is_matched(c, tcp, rec) ? LEAVE : STAY;
+        return !flow->diverged && reset_is_matched(c, tcp, rec) ? LEAVE : STAY;
     if (has_range ? !is_covered(c, flow, rec) : !colo_stream_urgent_agrees(tcp, rec))
         return STAY;
     if (!(rec->tcp_flags & COLO_TCP_ACK))

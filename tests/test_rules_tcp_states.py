@@ -260,6 +260,16 @@ OVERLAPS: dict[str, list[Row]] = {
         (p(0, "abcd"), ""),
         (commit(), "p2"),
     ],
+    "a reset behind it waits for the checkpoint too": [
+        *OPEN,
+        (p(0, ack=9), ""),
+        (p(7, rst=True), ""),
+        (s(2, "cd"), ""),
+        (s(7, rst=True), ""),
+        (s(2, "cX"), "!conflict@3 want:conflict"),
+        (s(4, ack=9), "p2"),
+        (commit(), "p3"),
+    ],
     "... inside what is held": [
         *OPEN,
         (s(0, "abcd"), ""),
