@@ -185,6 +185,16 @@ void colo_flow_diverged(colo_comparator *c, struct colo_flow *flow, uint8_t caus
 /* The bytes at `offset` differ, and `rule` tolerates it: counts, and tells a sample. */
 void colo_flow_tolerated(colo_comparator *c, const struct colo_flow *flow, uint8_t rule, const struct colo_rec *p,
                          const struct colo_rec *s, int64_t offset);
+/* The same as colo_tolerance_compare's callback; the context is the frames that say it, and where comparing began. */
+struct colo_teller {
+    colo_comparator *c;
+    const struct colo_flow *flow;
+    const struct colo_rec *p;
+    const struct colo_rec *s;
+    int64_t at;
+};
+
+void colo_tell_tolerated(void *context, uint8_t rule, uint32_t index);
 /* A frame or ACK waited too long. Says so without giving the flow up. */
 void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *rec,
                          int64_t since);

@@ -32,21 +32,6 @@ static void digest(const colo_comparator *c, struct colo_rec *rec)
     rec->digest = colo_hash(c->config.hash_seed, p + from, rec->body_len - from);
 }
 
-struct teller {
-    colo_comparator *c;
-    const struct colo_flow *flow;
-    const struct colo_rec *p;
-    const struct colo_rec *s;
-    uint32_t at;
-};
-
-static void tell_tolerated(void *context, uint8_t rule, uint32_t index)
-{
-    const struct teller *t = context;
-
-    colo_flow_tolerated(t->c, t->flow, rule, t->p, t->s, t->at + index);
-}
-
 /* How many bytes of both, from the first on, are equal or may differ; neither window nor text reaches over a hole. */
 static uint32_t compare_tolerantly(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *p,
                                    const struct colo_rec *s, bool tell)
@@ -57,10 +42,10 @@ static uint32_t compare_tolerantly(colo_comparator *c, const struct colo_flow *f
     while (done < n) {
         uint32_t until = done <= p->hole && p->hole < n ? p->hole : n, same;
         struct colo_tolerance state = {.rules = rules->rules};
-        struct teller teller = {c, flow, p, s, done};
+        struct colo_teller teller = {c, flow, p, s, done};
 
         same = colo_tolerance_compare(c->tolerances, &state, p->data + p->body + done, s->data + s->body + done,
-                                      until - done, tell ? tell_tolerated : NULL, &teller);
+                                      until - done, tell ? colo_tell_tolerated : NULL, &teller);
         done += same;
         if (done < until || until == n)
             return done;

@@ -175,6 +175,13 @@ void colo_flow_tolerated(colo_comparator *c, const struct colo_flow *flow, uint8
     push(c, &event);
 }
 
+void colo_tell_tolerated(void *context, uint8_t rule, uint32_t index)
+{
+    const struct colo_teller *t = context;
+
+    colo_flow_tolerated(t->c, t->flow, rule, t->p, t->s, t->at + index);
+}
+
 void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cause, const struct colo_rec *rec,
                          int64_t since)
 {

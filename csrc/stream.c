@@ -71,34 +71,18 @@ static int64_t first_difference(const uint8_t *a, const uint8_t *b, int64_t n)
     return i;
 }
 
-/* What is tolerated is told with the frames that say it. */
-struct teller {
-    colo_comparator *c;
-    const struct colo_flow *flow;
-    const struct colo_rec *p;
-    const struct colo_rec *s;
-    int64_t at;
-};
-
-static void tell_tolerated(void *context, uint8_t rule, uint32_t index)
-{
-    const struct teller *t = context;
-
-    colo_flow_tolerated(t->c, t->flow, rule, t->p, t->s, t->at + index);
-}
-
 /* How many of n payload bytes from `at` on are equal, or may differ. */
 static int64_t compare_bytes(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *p,
                              const struct colo_rec *s, int64_t at, int64_t n)
 {
     const uint8_t *pb = p->data + p->body + (at - data_start(p)), *sb = s->data + s->body + (at - data_start(s));
     struct colo_tolerance *state = colo_flow_tolerance(c, flow);
-    struct teller teller = {c, flow, p, s, at};
+    struct colo_teller teller = {c, flow, p, s, at};
 
     if (!state)
         return memcmp(pb, sb, (size_t)n) == 0 ? n : first_difference(pb, sb, n);
     colo_tolerance_seek(state, flow->u.tcp.p_base, at);
-    return colo_tolerance_compare(c->tolerances, state, pb, sb, (uint32_t)n, tell_tolerated, &teller);
+    return colo_tolerance_compare(c->tolerances, state, pb, sb, (uint32_t)n, colo_tell_tolerated, &teller);
 }
 
 void colo_stream_note_committed(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
