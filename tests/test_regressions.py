@@ -103,3 +103,15 @@ def test_a_match_of_the_old_epoch_releases_nothing_in_the_new_one() -> None:
     assert released(comparator) == [0]
     comparator.feed(Side.SECONDARY, [wire.udp(PATH, b"second")], 5)
     assert released(comparator) == [2]
+
+
+def test_the_garbage_byte_of_a_keepalive_is_no_difference() -> None:
+    """RFC 9293, 3.8.4: at SND.NXT - 1, which the client has had. The oracle would take it for other bytes."""
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    for side in Side:
+        comparator.feed(side, [tcp(100, 9, payload=b"abc")], 1)
+    comparator.feed(Side.PRIMARY, [tcp(102, 9, payload=b"\0")], 2)
+    comparator.feed(Side.SECONDARY, [tcp(102, 9, payload=b"\xff")], 3)
+    assert comparator.events() == []
+    assert released(comparator) == [0, 2]
