@@ -7,6 +7,7 @@ import json
 import random
 import resource
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -240,6 +241,7 @@ def test_replay_notices_a_changed_byte(tmp_path: Path) -> None:
     service.close()
 
 
+@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="no tcpdump here to read with")
 def test_files_are_for_their_owner_and_for_tcpdump(tmp_path: Path) -> None:
     path = tmp_path / "seen.pcapng"
     path.write_bytes(b"an older one")

@@ -30,7 +30,7 @@ def _clang_runtime() -> str | None:
 
 def missing_packages() -> list[str]:
     """Debian packages that bring what the tests need and this machine lacks, as far as can be known now."""
-    packages = [package for program, package in (("clang", "clang"), ("cpio", "cpio")) if not _is_there(program)]
+    packages = [program for program in ("clang", "cpio", "tcpdump") if not _is_there(program)]  # named as their package
     if _is_there("clang"):
         runtime = _clang_runtime()
         packages += [runtime] if runtime else []
