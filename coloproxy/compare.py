@@ -20,7 +20,16 @@ from typing import Any
 from . import redirector
 from .address import PeerSource
 from .engine import Engine
-from .engine_events import Committed, EngineEvent, EngineFailed, PeerAttached, PeerLost, Port, RecordingEnded
+from .engine_events import (
+    Committed,
+    EngineEvent,
+    EngineFailed,
+    PeerAttached,
+    PeerLost,
+    Port,
+    RecordingEnded,
+    RingDumped,
+)
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
 from .events import Divergence, LimitHit, Tolerated
 from .guide import Guide, PlainGuide, QmpGuide
@@ -184,7 +193,10 @@ class Compare:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd)
         self._engine.stop(0)
         for event in self._engine.events():
-            self._journal.engine(event)
+            if isinstance(event, RingDumped):
+                self._tell_dump(event)
+            else:
+                self._journal.engine(event)
         self._done = self._snapshot()
         self._tell_recording()
         self._engine.close()
@@ -192,7 +204,7 @@ class Compare:
             self._engine = self._options.engine(again=True)
         except MisuseError as error:  # the disk is no reason to leave a primary without its proxy
             log.log(logging.ERROR, "%s; not recorded from here on", error)
-            self._options = dataclasses.replace(self._options, record=None)
+            self._options = dataclasses.replace(self._options, record=None, record_ring=None)
             self._engine = self._options.engine()
         self._out_peer = None
         self._start_engine()
@@ -212,6 +224,15 @@ class Compare:
             fields,
         )
         self._journal.write("recorded", fields)
+
+    def _tell_dump(self, event: RingDumped) -> None:
+        ring = self._options.record_ring
+        path = ring.directory / event.name if ring is not None else event.name
+        if event.reason is None:
+            log.warning("what came before the divergence is in %s (%d bytes)", path, event.bytes)
+        else:
+            log.warning("%s: what came before the divergence could not be written: %s", path, event.reason)
+        self._journal.engine(event, {"path": str(path)})
 
     def _snapshot(self) -> Snapshot:
         return self._done + Snapshot.of(self._engine.counters())
@@ -253,6 +274,8 @@ class Compare:
                 path = self._options.record.path if self._options.record is not None else ""
                 log.error("%s: %s; the service goes on without it", path, event.reason)
                 self._journal.engine(event, {"path": str(path)})
+            case RingDumped():
+                self._tell_dump(event)
             case EngineFailed():
                 self._journal.engine(event)
                 self._fail(event.reason)

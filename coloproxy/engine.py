@@ -33,7 +33,7 @@ from coloproxy._native import check, ffi, lib
 from coloproxy.comparator import Counters, counters_from_native
 from coloproxy.config import ComparatorOptions, fill, fill_comparator
 from coloproxy.engine_events import EngineEvent, Port, engine_event_from_native
-from coloproxy.recording import OUTDEV_SNAP, RecordOptions, numbered, options_json, wall_offset
+from coloproxy.recording import OUTDEV_SNAP, RecordOptions, RingOptions, numbered, options_json, wall_offset
 from coloproxy.rules import NO_RULES
 
 __all__ = ["Engine", "EngineCounters"]
@@ -63,6 +63,8 @@ class EngineCounters:
         record_lost: frames, ACKs and marks that are missing in it: the disk was too slow, or failed.
         record_files: opened so far.
         record_error: the errno that ended the recording, 0: none.
+        ring_bytes: kept in memory for the next divergence.
+        dumps, dumps_failed: files for divergences that were written, and that could not be.
         connected: whether there is a peer now.
     """
 
@@ -84,6 +86,9 @@ class EngineCounters:
     record_lost: int
     record_files: int
     record_error: int
+    ring_bytes: int
+    dumps: int
+    dumps_failed: int
     connected: tuple[bool, bool, bool]
 
 
@@ -158,42 +163,54 @@ class Engine:
         """
         check(lib.colo_engine_start(self._handle), "Engine.start")
 
-    def record(self, options: RecordOptions, number: int = 0) -> None:
+    def record(self, options: RecordOptions | None, number: int = 0, *, ring: RingOptions | None = None) -> None:
         """Records what the engine sees from its start on; see docs/recording.md. Before ``start``, once.
 
         What the disk is too slow for is not recorded, and counted. An error of the disk later ends the recording with
-        a ``RecordingEnded``, nothing else.
+        a ``RecordingEnded``, nothing else. Each file that is written for a divergence, or can't be, is a
+        ``RingDumped``.
 
         Args:
-            options: where to, and when a file ends.
+            options: where to, and when a file ends; None: no file.
             number: of the first file, see :func:`coloproxy.recording.next_number`.
+            ring: keeps the last seconds for files of divergences; None: no ring.
 
         Raises:
-            MisuseError: the file can't be opened, with its name; the engine was started, or records already.
+            MisuseError: the file or the directory can't be opened, with its name; neither is wanted; the engine was
+                started, or records already.
         """
-        options.check()
-        path = numbered(options.path, number)
-        if options.rotates and number == 0:
-            raise errors.MisuseError(f"recording {path}: files that follow one another are numbered from 1")
         config = ffi.new("struct colo_record_config *")
-        texts = (
-            ffi.new("char[]", os.fsencode(options.path)),
-            ffi.new("char[]", options_json(self._config.comparator, self._rules, vnet_hdr=self._vnet_hdr).encode()),
-        )
-        config.path, config.options = texts
-        own = {
-            "max_bytes": options.max_bytes,
-            "max_time": options.max_time,
-            "keep": options.keep,
-            "number": number,
-            "outdev_snap": OUTDEV_SNAP,
-            "wall_offset": wall_offset(),
-        }
-        fill(config, f"recording {path}", own)
+        texts = [
+            ffi.new("char[]", options_json(self._config.comparator, self._rules, vnet_hdr=self._vnet_hdr).encode())
+        ]
+        config.options = texts[0]
+        own: dict[str, int | None] = {"outdev_snap": OUTDEV_SNAP, "wall_offset": wall_offset()}
+        places = []
+        if ring is not None:
+            ring.check()
+            places.append(str(ring.directory))
+            texts.append(ffi.new("char[]", os.fsencode(ring.directory)))
+            config.ring_dir = texts[-1]
+            own |= {"ring_bytes": ring.max_bytes, "ring_time": ring.time, "ring_wait": ring.wait, "ring_gap": ring.gap}
+        if options is not None:
+            options.check()
+            places.append(str(numbered(options.path, number)))
+            if options.rotates and number == 0:
+                raise errors.MisuseError(f"recording {places[-1]}: files that follow one another are numbered from 1")
+            texts.append(ffi.new("char[]", os.fsencode(options.path)))
+            config.path = texts[-1]
+            own |= {
+                "max_bytes": options.max_bytes,
+                "max_time": options.max_time,
+                "keep": options.keep,
+                "number": number,
+            }
+        where = " or ".join(places)
+        fill(config, f"recording {where}", own)
         result = lib.colo_engine_record(self._handle, config)
         if result == lib.COLO_ERR_SYSTEM:
-            raise errors.MisuseError(f"recording {path}: {os.strerror(ffi.errno)}")
-        check(result, f"Engine.record({path})")
+            raise errors.MisuseError(f"recording {where}: {os.strerror(ffi.errno)}")
+        check(result, f"Engine.record({where})")
 
     def stop(self, linger: float = 1.0) -> None:
         """Ends the thread and joins it; closes all sockets, outdev's when all that was released is written.
@@ -284,6 +301,9 @@ class Engine:
             record_lost=n.record_lost,
             record_files=n.record_files,
             record_error=n.record_error,
+            ring_bytes=n.ring_bytes,
+            dumps=n.dumps,
+            dumps_failed=n.dumps_failed,
             connected=(bool(n.connected[0]), bool(n.connected[1]), bool(n.connected[2])),
         )
 

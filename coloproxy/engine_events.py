@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from coloproxy import errors
-from coloproxy._native import lib
+from coloproxy._native import ffi, lib
 from coloproxy.events import ComparatorEvent, event_from_native
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PeerLost",
     "Port",
     "RecordingEnded",
+    "RingDumped",
     "engine_event_from_native",
 ]
 
@@ -128,7 +129,30 @@ class RecordingEnded:
     errno: int
 
 
-EngineEvent = PeerAttached | PeerLost | GateLost | Committed | EngineFailed | RecordingEnded | ComparatorEvent
+@dataclass(frozen=True, slots=True)
+class RingDumped:
+    """The last seconds before a divergence were written to a file of their own, or could not be.
+
+    Attributes:
+        time: when it was told.
+        diverged: when the VMs did.
+        name: of the file, in the ring's directory.
+        bytes: of the file.
+        reason: why there is no such file, None: there is.
+        errno: of that, None.
+    """
+
+    time: int
+    diverged: int
+    name: str
+    bytes: int
+    reason: str | None = None
+    errno: int | None = None
+
+
+EngineEvent = (
+    PeerAttached | PeerLost | GateLost | Committed | EngineFailed | RecordingEnded | RingDumped | ComparatorEvent
+)
 
 
 def _errno_text(code: int) -> str:
@@ -190,6 +214,10 @@ def engine_event_from_native(event: Any, max_frame: int, vnet_hdr: bool) -> Engi
             return Committed(event.time, event.released_frames, event.released_bytes)
         case lib.COLO_ENGINE_RECORD_ENDED:
             return RecordingEnded(event.time, f"the recording has ended: {_errno_text(code)}", code)
+        case lib.COLO_ENGINE_DUMPED:
+            name = ffi.string(event.dump.name).decode()
+            why = _errno_text(code) if code else None
+            return RingDumped(event.time, event.dump.time, name, event.dump.bytes, why, code or None)
         case lib.COLO_ENGINE_FATAL:
             return EngineFailed(event.time, f"engine: {_errno_text(code)}", code)
         case kind:

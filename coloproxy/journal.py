@@ -16,7 +16,16 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from .engine_events import Committed, EngineEvent, EngineFailed, GateLost, PeerAttached, PeerLost, RecordingEnded
+from .engine_events import (
+    Committed,
+    EngineEvent,
+    EngineFailed,
+    GateLost,
+    PeerAttached,
+    PeerLost,
+    RecordingEnded,
+    RingDumped,
+)
 from .errors import MisuseError
 from .events import CheckpointWanted, Divergence, FlowId, LimitHit, Tolerated
 from .lines import LineWriter
@@ -101,6 +110,13 @@ def event_fields(event: EngineEvent) -> tuple[str, dict[str, object]]:
             return "committed", {"released_frames": event.released_frames, "released_bytes": event.released_bytes}
         case RecordingEnded():
             return "recording-ended", {"reason": event.reason, "errno": event.errno}
+        case RingDumped():
+            return "divergence-recorded", {
+                "diverged_ns": event.diverged,
+                "bytes": event.bytes,
+                "reason": event.reason,
+                "errno": event.errno,
+            }
         case EngineFailed():
             return "engine-failed", {"reason": event.reason, "errno": event.errno}
 

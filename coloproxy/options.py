@@ -9,7 +9,7 @@ from .address import Address
 from .checkpoint_actions import Timing
 from .engine import Engine
 from .errors import MisuseError
-from .recording import RecordOptions, next_number
+from .recording import RecordOptions, RingOptions, next_number
 from .rules import NO_RULES, Rules
 
 
@@ -42,11 +42,14 @@ class CompareOptions:
     json_events: str | None = None
     linger_s: float = 1.0
     record: RecordOptions | None = None
+    record_ring: RingOptions | None = None
 
     def check(self) -> None:
         """Raises MisuseError for what can't work together."""
         if self.record is not None:
             self.record.check()
+        if self.record_ring is not None:
+            self.record_ring.check()
         if self.qmp is not None and self.notify_dev is not None:
             raise MisuseError("--qmp and --notify-dev: use one of them; a commit must be told by one side only")
         places: dict[str, str] = {}
@@ -69,8 +72,9 @@ class CompareOptions:
             again: it follows another one of this service, whose recording stays as it is.
         """
         engine = self._engine()
-        if self.record is not None:
-            engine.record(self.record, next_number(self.record, opened=again))
+        if self.record is not None or self.record_ring is not None:
+            number = 0 if self.record is None else next_number(self.record, opened=again)
+            engine.record(self.record, number, ring=self.record_ring)
         return engine
 
     def _engine(self) -> Engine:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`coloproxy compare --record`: where the engine's recording goes, and how its files follow one another.
+"""`coloproxy compare --record`, `--record-ring`: where recordings go, and how their files follow one another.
 
 The format is in docs/recording.md; csrc/recorder.h has the mechanism.
 """
@@ -7,6 +7,7 @@ The format is in docs/recording.md; csrc/recorder.h has the mechanism.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from coloproxy import errors
 from coloproxy.events import FrameClass
 from coloproxy.rules import Rules, rules_document
 
-__all__ = ["RecordOptions", "next_number", "numbered", "options_json", "wall_offset"]
+__all__ = ["RecordOptions", "RingOptions", "next_number", "numbered", "options_json", "wall_offset"]
 
 OUTDEV_SNAP: Final = 128
 """Bytes kept of released frames on outdev: the headers; all of the frame is on primary_in."""
@@ -52,6 +53,34 @@ class RecordOptions:
                 raise errors.MisuseError(f"recording {self.path}: {name} is {value}")
         if self.keep is not None and not self.rotates:
             raise errors.MisuseError(f"recording {self.path}: files to keep, but no size or time that ends one")
+
+
+@dataclass(frozen=True, slots=True)
+class RingOptions:
+    """The last seconds, kept in memory; a divergence has them written to a file.
+
+    Attributes:
+        directory: where these files go.
+        time: ns; frames whose verdict is so long before the divergence are forgotten.
+        max_bytes: of memory; the oldest frames make room.
+        wait: ns; a file waits for the end of the epoch, when held frames get their verdicts, but no longer than that.
+        gap: ns from one divergence with a file to the next.
+    """
+
+    directory: Path
+    time: int
+    max_bytes: int = 64 << 20
+    wait: int = 10 * 10**9
+    gap: int = 10 * 10**9
+
+    def check(self) -> None:
+        """Raises MisuseError for numbers that make no sense, and a directory that can't be written to."""
+        for name, least in (("time", 1), ("max_bytes", 1 << 16), ("wait", 0), ("gap", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise errors.MisuseError(f"recording ring: {name} is {value}, the least is {least}")
+        if not self.directory.is_dir() or not os.access(self.directory, os.W_OK | os.X_OK):
+            raise errors.MisuseError(f"recording ring: {self.directory} is no directory that can be written to")
 
 
 def numbered(path: Path, number: int) -> Path:

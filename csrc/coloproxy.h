@@ -396,9 +396,9 @@ struct colo_engine_config {
 
 void colo_engine_config_default(struct colo_engine_config *config);
 
-/* What the engine saw goes to a pcapng file, see docs/recording.md. */
+/* What the engine saw goes to a pcapng file, or is kept for one when the VMs differ; see docs/recording.md. */
 struct colo_record_config {
-    const char *path;      /* the file; with a number other than 0, that number stands before its suffix */
+    const char *path;      /* the file, NULL: none; with a number other than 0, that number stands before its suffix */
     const char *options;   /* the comparator's, as JSON, for the head of each file */
     uint64_t max_bytes;    /* a file that has grown to that is followed by the next number; 0: no bound */
     int64_t max_time;      /* ns, the same way */
@@ -406,6 +406,19 @@ struct colo_record_config {
     uint32_t keep;         /* so many numbered files are kept, older ones deleted; 0: all */
     uint32_t outdev_snap;  /* bytes kept of released frames on outdev, 0: all; they are whole on primary_in */
     int64_t wall_offset;   /* ns since the Unix epoch at which CLOCK_MONOTONIC was 0 */
+    const char *ring_dir;  /* where files of divergences go, NULL: no ring is kept */
+    uint64_t ring_bytes;   /* of its memory */
+    int64_t ring_time;     /* ns: verdicts so old are forgotten */
+    int64_t ring_wait;     /* ns: a file waits for the end of its epoch, but no longer than that */
+    int64_t ring_gap;      /* ns: from one divergence with a file to the next */
+};
+
+/* What became of a file for a divergence. */
+struct colo_record_dump {
+    char name[64];         /* in ring_dir */
+    int64_t time;          /* of the divergence, CLOCK_MONOTONIC ns */
+    uint64_t bytes;
+    int32_t error;         /* an errno: there is no such file */
 };
 
 enum colo_engine_event_kind {
@@ -417,6 +430,7 @@ enum colo_engine_event_kind {
     COLO_ENGINE_COMMITTED = 4,   /* a commit was carried out: released_* tell what it flushed */
     COLO_ENGINE_FATAL = 5,       /* the thread ended by itself: `error` is an errno */
     COLO_ENGINE_RECORD_ENDED = 6,/* the recording could not be written: `error` is an errno; the data path goes on */
+    COLO_ENGINE_DUMPED = 7,      /* `dump` tells of a file for a divergence */
 };
 
 enum colo_engine_fault {
@@ -436,6 +450,7 @@ struct colo_engine_event {
     uint64_t released_bytes;
     int64_t time;              /* CLOCK_MONOTONIC ns */
     struct colo_event event;
+    struct colo_record_dump dump;
 };
 
 struct colo_engine_counters {
@@ -457,6 +472,9 @@ struct colo_engine_counters {
     uint64_t record_lost;        /* frames, ACKs and marks that the disk was too slow for, or was lost to */
     uint32_t record_files;       /* opened */
     int32_t record_error;        /* an errno that ended the recording, 0: none */
+    uint64_t ring_bytes;         /* kept now for the next divergence */
+    uint32_t dumps;              /* files that were written for divergences */
+    uint32_t dumps_failed;       /* that could not be written */
     uint8_t connected[3];
 };
 

@@ -87,7 +87,8 @@ int colo_engine_record(colo_engine *e, const struct colo_record_config *config)
 
     pthread_mutex_lock(&e->lock);
     if (e->state == NEW && !e->loop.judge.recorder)
-        error = colo_recorder_create(&e->loop.judge.recorder, config, &e->config, &e->loop.judge.pool);
+        error = colo_recorder_create(&e->loop.judge.recorder, config, &e->config, &e->loop.judge.pool,
+                                     e->commands.fd);
     pthread_mutex_unlock(&e->lock);
     return error;
 }

@@ -114,6 +114,8 @@ void colo_judge_events(struct colo_judge *j)
                     continue;
                 j->wanted = true;
             }
+            if (j->recorder && events[i].kind == COLO_EVENT_DIVERGENCE)
+                colo_recorder_diverged(j->recorder, events[i].time);
             colo_report_stage(j->report, &e);
         }
     }
@@ -293,6 +295,8 @@ void colo_judge_commit(struct colo_judge *j, int64_t resumed)
     mark(j, COLO_MARK_COMMIT, now, resumed);
     colo_comparator_commit(j->comparator, resumed, now);
     carry_out(j);
+    if (j->recorder)
+        colo_recorder_settled(j->recorder);
     e.time = now;
     e.released_frames = j->committed_frames;
     e.released_bytes = j->committed_bytes;
@@ -317,6 +321,8 @@ void colo_judge_alone(struct colo_judge *j)
     colo_comparator_alone(j->comparator, now);
     j->wanted = j->limit_told = false;
     carry_out(j);
+    if (j->recorder)
+        colo_recorder_settled(j->recorder);
 }
 
 void colo_judge_end_recording(struct colo_judge *j)

@@ -278,15 +278,21 @@ static void arm(struct colo_loop *l)
 static void publish_recording(struct colo_loop *l)
 {
     struct colo_recorder *r = l->judge.recorder;
-    struct colo_engine_event e = {.kind = COLO_ENGINE_RECORD_ENDED};
+    struct colo_engine_event e = {.kind = COLO_ENGINE_DUMPED};
 
     if (!r)
         return;
     colo_recorder_publish(r);
+    while (colo_recorder_dumped(r, &e.dump)) {
+        e.error = e.dump.error;
+        e.time = colo_clock_now();
+        colo_report_stage(l->report, &e);
+    }
     colo_recorder_counters(r, &l->counters);
     if (!l->counters.record_error || r->told)
         return;
     r->told = true;
+    e = (struct colo_engine_event){.kind = COLO_ENGINE_RECORD_ENDED};
     e.error = l->counters.record_error;
     e.time = colo_clock_now();
     colo_report_stage(l->report, &e);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "framing.h"
@@ -25,26 +26,90 @@ enum {
 
 /* ------------------------------------------------------------- the writer */
 
-static void write_out(struct colo_recorder *r, const struct colo_note *note)
+static int64_t clock_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void to_file(struct colo_recorder *r, const struct colo_note *note)
 {
     int error = atomic_load_explicit(&r->error, memory_order_relaxed);
 
-    if (error) /* what was noted before the engine knew */
-        return;
-    error = colo_recfile_write(&r->file, note);
-    if (error)
+    if (!error) {
+        error = colo_recfile_write(&r->file, &r->block, note);
+        if (!error)
+            return;
         atomic_store(&r->error, error);
+    }
+    atomic_fetch_add_explicit(&r->unfiled, 1, memory_order_relaxed);
+}
+
+static void dump(struct colo_recorder *r)
+{
+    uint32_t head = atomic_load_explicit(&r->dumped_head, memory_order_relaxed);
+    struct colo_record_dump *out = &r->dumped[head % COLO_DUMPS];
+    uint64_t one = 1;
+    ssize_t n;
+
+    if (head - atomic_load_explicit(&r->dumped_tail, memory_order_acquire) == COLO_DUMPS) {
+        r->keep.pending = false; /* nobody hears of it */
+        atomic_fetch_add(&r->dumps_failed, 1);
+        return;
+    }
+    colo_recring_dump(&r->keep, &r->block, out);
+    atomic_fetch_add(out->error ? &r->dumps_failed : &r->dumps, 1);
+    atomic_store_explicit(&r->dumped_head, head + 1, memory_order_release);
+    if (r->engine_fd >= 0) {
+        n = write(r->engine_fd, &one, sizeof one);
+        (void)n;
+    }
+}
+
+static void write_out(struct colo_recorder *r, const struct colo_note *note)
+{
+    if (note->kind == COLO_NOTE_DIVERGED) {
+        colo_recring_diverged(&r->keep, note->time, clock_now());
+    } else if (note->kind == COLO_NOTE_SETTLED) {
+        if (r->keep.pending)
+            dump(r);
+    } else {
+        colo_recblock_note(&r->block, note);
+        if (r->keep.bytes)
+            colo_recring_keep(&r->keep, &r->block, note);
+        if (r->file.path)
+            to_file(r, note); /* the last: it may use the block for another file's beginning */
+    }
 }
 
 static void flush(struct colo_recorder *r)
 {
     int error = atomic_load_explicit(&r->error, memory_order_relaxed);
 
-    if (!error && (error = colo_recfile_flush(&r->file)))
+    if (r->file.path && !error && (error = colo_recfile_flush(&r->file)))
         atomic_store(&r->error, error);
-    atomic_store_explicit(&r->written, r->file.packets, memory_order_relaxed);
-    atomic_store_explicit(&r->bytes, r->file.bytes, memory_order_relaxed);
+    atomic_store_explicit(&r->written, r->file.out.packets, memory_order_relaxed);
+    atomic_store_explicit(&r->bytes, r->file.out.bytes, memory_order_relaxed);
     atomic_store_explicit(&r->files, r->file.files, memory_order_relaxed);
+    atomic_store_explicit(&r->ring_bytes, r->keep.head - r->keep.tail, memory_order_relaxed);
+}
+
+/* Writes what was noted. `to_the_end`: even when the recording ends meanwhile. */
+static void pass(struct colo_recorder *r, bool to_the_end)
+{
+    uint32_t head = atomic_load_explicit(&r->head, memory_order_acquire);
+
+    while (r->passed != head && (to_the_end || !atomic_load_explicit(&r->ending, memory_order_relaxed))) {
+        write_out(r, &r->ring[r->passed % COLO_NOTES]);
+        if (++r->passed % PASSED_AT_LEAST == 0)
+            atomic_store_explicit(&r->tail, r->passed, memory_order_release);
+    }
+    atomic_store_explicit(&r->tail, r->passed, memory_order_release);
+    if (r->keep.pending && (to_the_end || clock_now() >= r->keep.deadline))
+        dump(r);
+    flush(r);
 }
 
 static void doze(struct colo_recorder *r)
@@ -64,27 +129,15 @@ static void *writer_main(void *arg)
 {
     const struct sched_param idle = {0};
     struct colo_recorder *r = arg;
-    uint32_t tail = 0;
-    bool ending;
 
     pthread_setname_np(pthread_self(), "colo-recorder");
     /* Only with what CPU the others leave: rather lose records than slow the data path. */
     pthread_setschedparam(pthread_self(), SCHED_IDLE, &idle);
-    do {
-        uint32_t head;
-
-        ending = atomic_load(&r->ending); /* before `head`: what was noted before the end is written */
-        head = atomic_load_explicit(&r->head, memory_order_acquire);
-        while (tail != head) {
-            write_out(r, &r->ring[tail % COLO_NOTES]);
-            if (++tail % PASSED_AT_LEAST == 0)
-                atomic_store_explicit(&r->tail, tail, memory_order_release);
-        }
-        atomic_store_explicit(&r->tail, tail, memory_order_release);
-        flush(r);
-        if (!ending && head == atomic_load_explicit(&r->head, memory_order_relaxed))
+    while (!atomic_load(&r->ending)) {
+        pass(r, false);
+        if (r->passed == atomic_load_explicit(&r->head, memory_order_relaxed))
             doze(r);
-    } while (!ending);
+    }
     return NULL;
 }
 
@@ -108,7 +161,7 @@ static int start_writer(struct colo_recorder *r)
 }
 
 int colo_recorder_create(struct colo_recorder **out, const struct colo_record_config *config,
-                         const struct colo_engine_config *engine, struct colo_slab_pool *pool)
+                         const struct colo_engine_config *engine, struct colo_slab_pool *pool, int engine_fd)
 {
     struct colo_recorder *r = calloc(1, sizeof *r);
     size_t slabs = (size_t)pool->max + 2; /* the forced ones as well */
@@ -118,13 +171,19 @@ int colo_recorder_create(struct colo_recorder **out, const struct colo_record_co
         return error;
     r->pool = pool;
     r->vnet_hdr = engine->vnet_hdr;
-    r->wake_fd = r->file.fd = -1;
+    r->engine_fd = engine_fd;
+    r->wake_fd = r->file.out.fd = r->keep.dir = r->keep.out.fd = -1;
     r->max_slabs = pool->max / SLABS_PART;
     r->ring = calloc(COLO_NOTES, sizeof r->ring[0]);
     r->slab_refs = calloc(slabs, sizeof r->slab_refs[0]);
     r->fed = calloc(slabs, sizeof r->fed[0]);
     if (r->ring && r->slab_refs && r->fed)
-        error = colo_recfile_open(&r->file, config, engine->max_frame);
+        error = config->path || config->ring_dir ? colo_recblock_init(&r->block, config, engine->max_frame)
+                                                 : COLO_ERR_MISUSE;
+    if (!error && config->ring_dir) /* first: a file of that name stays as it is when this fails */
+        error = colo_recring_open(&r->keep, &r->block, config);
+    if (!error && config->path)
+        error = colo_recfile_open(&r->file, &r->block, config);
     if (!error)
         error = start_writer(r);
     if (error) {
@@ -166,6 +225,7 @@ void colo_recorder_finish(struct colo_recorder *r)
 
     if (!r->running)
         return;
+    /* The thread may get little CPU, and can't be given back its priority without a privilege: this one does the rest. */
     colo_recorder_publish(r);
     atomic_store(&r->ending, true);
     uint64_t one = 1;
@@ -173,10 +233,13 @@ void colo_recorder_finish(struct colo_recorder *r)
     (void)n;
     pthread_join(r->thread, NULL);
     r->running = false;
+    pass(r, true);
     reclaim(r);
+    if (!r->file.path)
+        return;
     memcpy(r->file.lost, r->lost, sizeof r->lost);
-    error = colo_recfile_close(&r->file);
-    atomic_store(&r->bytes, r->file.bytes);
+    error = colo_recfile_close(&r->file, &r->block);
+    atomic_store(&r->bytes, r->file.out.bytes);
     if (error && !atomic_load(&r->error))
         atomic_store(&r->error, error);
 }
@@ -187,7 +250,9 @@ void colo_recorder_destroy(struct colo_recorder *r)
         return;
     colo_recorder_finish(r);
     if (r->file.path)
-        colo_recfile_close(&r->file);
+        colo_recfile_close(&r->file, &r->block);
+    colo_recring_close(&r->keep);
+    colo_recblock_fini(&r->block);
     if (r->wake_fd >= 0)
         close(r->wake_fd);
     for (uint32_t i = 0; r->fed && i < r->pool->max + 2; i++)
@@ -257,7 +322,9 @@ static struct colo_note *place(struct colo_recorder *r, int port, uint32_t left_
 {
     struct colo_note *note;
 
-    if (atomic_load_explicit(&r->error, memory_order_relaxed) || r->next - r->reclaimed >= COLO_NOTES - left_alone ||
+    bool over = atomic_load_explicit(&r->error, memory_order_relaxed) && !r->keep.bytes;
+
+    if (over || r->next - r->reclaimed >= COLO_NOTES - left_alone ||
         (left_alone && r->slabs > r->max_slabs)) {
         r->lost[port]++;
         r->missing++;
@@ -380,6 +447,44 @@ void colo_recorder_dropped(struct colo_recorder *r, int side, uint64_t cookie, i
     note_frame(r, note, cookie);
 }
 
+static void tell_ring(struct colo_recorder *r, enum colo_note_kind kind, int64_t time)
+{
+    /* The last one's place stays a mark's. Without this the dump waits for its deadline, or there is none. */
+    struct colo_note *note = r->next - r->reclaimed < COLO_NOTES - FOR_MARKS ? &r->ring[r->next % COLO_NOTES] : NULL;
+
+    if (!note)
+        return;
+    *note = (struct colo_note){.kind = (uint8_t)kind, .time = time};
+    r->next++;
+}
+
+void colo_recorder_diverged(struct colo_recorder *r, int64_t time)
+{
+    if (!r->keep.bytes || r->diverged)
+        return;
+    r->diverged = true;
+    tell_ring(r, COLO_NOTE_DIVERGED, time);
+}
+
+void colo_recorder_settled(struct colo_recorder *r)
+{
+    if (!r->diverged)
+        return;
+    r->diverged = false;
+    tell_ring(r, COLO_NOTE_SETTLED, 0);
+}
+
+bool colo_recorder_dumped(struct colo_recorder *r, struct colo_record_dump *out)
+{
+    uint32_t tail = atomic_load_explicit(&r->dumped_tail, memory_order_relaxed);
+
+    if (tail == atomic_load_explicit(&r->dumped_head, memory_order_acquire))
+        return false;
+    *out = r->dumped[tail % COLO_DUMPS];
+    atomic_store_explicit(&r->dumped_tail, tail + 1, memory_order_release);
+    return true;
+}
+
 void colo_recorder_publish(struct colo_recorder *r)
 {
     uint32_t waiting;
@@ -400,6 +505,10 @@ void colo_recorder_counters(const struct colo_recorder *r, struct colo_engine_co
     out->recorded = atomic_load_explicit(&r->written, memory_order_relaxed);
     out->recorded_bytes = atomic_load_explicit(&r->bytes, memory_order_relaxed);
     out->record_files = atomic_load_explicit(&r->files, memory_order_relaxed);
-    out->record_lost = r->lost[0] + r->lost[1] + r->lost[2];
+    out->record_lost = r->lost[0] + r->lost[1] + r->lost[2] +
+                       atomic_load_explicit(&r->unfiled, memory_order_relaxed);
     out->record_error = atomic_load_explicit(&r->error, memory_order_relaxed);
+    out->ring_bytes = atomic_load_explicit(&r->ring_bytes, memory_order_relaxed);
+    out->dumps = atomic_load_explicit(&r->dumps, memory_order_relaxed);
+    out->dumps_failed = atomic_load_explicit(&r->dumps_failed, memory_order_relaxed);
 }

@@ -20,10 +20,15 @@
 #include <stdint.h>
 
 #include "coloproxy.h"
+#include "recblock.h"
 #include "recfile.h"
+#include "recring.h"
 #include "slab.h"
 
-enum { COLO_NOTES = 1 << 15 };
+enum {
+    COLO_NOTES = 1 << 15,
+    COLO_DUMPS = 8, /* that the engine has not told of yet */
+};
 
 /* A batch of frames that were fed: where the first and the last lie in their slab. */
 struct colo_fed {
@@ -45,13 +50,22 @@ struct colo_recorder {
     _Atomic uint32_t tail; /* the writer's: notes before it are no longer needed */
     _Atomic bool sleeping;
     _Atomic bool ending;
-    _Atomic int error;     /* an errno: the file is at its end, nothing more is noted */
-    _Atomic uint64_t written, bytes;
+    _Atomic int error;     /* an errno: the file is at its end */
+    _Atomic uint64_t written, bytes, unfiled; /* unfiled: notes behind that end */
     _Atomic uint32_t files;
-    int wake_fd;
+    _Atomic uint64_t ring_bytes;
+    _Atomic uint32_t dumps, dumps_failed;
+    struct colo_record_dump dumped[COLO_DUMPS];
+    _Atomic uint32_t dumped_head; /* the writer's: so many have been tried */
+    _Atomic uint32_t dumped_tail; /* the engine's: so many were told */
+    int wake_fd, engine_fd;
     pthread_t thread;
     bool running;
-    struct colo_recfile file; /* the writer's, while it runs */
+    /* The writer's, while it runs. */
+    uint32_t passed;
+    struct colo_recblock block;
+    struct colo_recfile file; /* without a path: none */
+    struct colo_recring keep; /* without bytes: none */
     /* The engine's own. */
     struct colo_slab_pool *pool;
     bool vnet_hdr;
@@ -65,11 +79,15 @@ struct colo_recorder {
     uint32_t missing;          /* notes, since the last one that found a place */
     uint64_t lost[COLO_PORT_COUNT];
     bool told;                 /* the error */
+    bool diverged;             /* in this epoch */
 };
 
-/* Opens the first file and starts the writer. COLO_ERR_NOMEM, _MISUSE, _SYSTEM with errno (the file) or 0. */
+/*
+ * Opens the first file and starts the writer. `engine_fd`: an eventfd that wakes the engine's thread when there is
+ * something to tell, or -1. COLO_ERR_NOMEM, _MISUSE, _SYSTEM with errno (the file, the directory) or 0.
+ */
 int colo_recorder_create(struct colo_recorder **out, const struct colo_record_config *config,
-                         const struct colo_engine_config *engine, struct colo_slab_pool *pool);
+                         const struct colo_engine_config *engine, struct colo_slab_pool *pool, int engine_fd);
 /* Writes what was noted, closes the file, joins the writer, drops all references. NULL is fine. */
 void colo_recorder_destroy(struct colo_recorder *r);
 /* The first half of that: counters stay. Idempotent. */
@@ -83,6 +101,12 @@ void colo_recorder_mark(struct colo_recorder *r, int mark, int64_t now, int64_t 
 void colo_recorder_action(struct colo_recorder *r, const struct colo_action *action, bool withheld);
 /* A frame that was never fed is thrown away. */
 void colo_recorder_dropped(struct colo_recorder *r, int side, uint64_t cookie, int64_t time);
+/* The VMs differ since `time`: the ring is written to a file when this epoch has ended. Once an epoch. */
+void colo_recorder_diverged(struct colo_recorder *r, int64_t time);
+/* The epoch has ended, and the actions that follow from it were noted. */
+void colo_recorder_settled(struct colo_recorder *r);
+/* A file for a divergence that was not told of yet. */
+bool colo_recorder_dumped(struct colo_recorder *r, struct colo_record_dump *out);
 /* Hands what was noted to the writer, and takes back what it has passed. After the actions were carried out. */
 void colo_recorder_publish(struct colo_recorder *r);
 void colo_recorder_counters(const struct colo_recorder *r, struct colo_engine_counters *out);

@@ -40,7 +40,7 @@ void colo_report_fini(struct colo_report *r)
 
 static bool is_ordinary(const struct colo_engine_event *e)
 {
-    return e->kind == COLO_ENGINE_RECORD_ENDED ||
+    return e->kind == COLO_ENGINE_RECORD_ENDED || e->kind == COLO_ENGINE_DUMPED ||
            (e->kind == COLO_ENGINE_COMPARATOR && e->event.kind != COLO_EVENT_WANT_CHECKPOINT);
 }
 

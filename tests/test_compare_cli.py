@@ -461,6 +461,32 @@ async def test_rules_from_a_file(tmp_path: Path) -> None:
         assert await made.end(signal.SIGINT) == 0
 
 
+async def test_a_divergence_is_dumped_and_a_recording_is_whole(tmp_path: Path) -> None:
+    directory, recording = tmp_path / "dumps", tmp_path / "seen.pcapng"
+    directory.mkdir()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        ring = ["--record-ring", "60", "--record-dir", str(directory), "--record-ring-bytes", "1000000"]
+        async with proxy(tmp_path, "--record", str(recording), *ring) as made:
+            p, o, s = await made.connect("p"), await made.connect("o"), await made.connect("s")
+            await made.event("protected")
+            p.send(frame("equal"))
+            s.send(frame("equal"))
+            assert await o.receive() == frame("equal")
+            p.send(frame("one thing"))
+            s.send(frame("another"))
+            await made.event("divergence")
+            assert await made.end(number) == 0
+        events = {record["event"]: record for record in made.records}
+        path = Path(events["divergence-recorded"]["path"])
+        assert path.parent == directory
+        assert str(path) in await made.errors()
+        for file in (path, recording):
+            code, errors = await run(sys.executable, "-m", "coloproxy", "replay", str(file))
+            assert (code, errors) == (0, ""), file
+        assert events["recorded"]["lost"] == 0
+    assert len(list(directory.iterdir())) == 2
+
+
 async def test_xens_messages(tmp_path: Path) -> None:
     more = ["--notify-dev", f"unix:{tmp_path}/n", "--compare-timeout", "50", "--expired-scan-cycle", "50"]
     async with proxy(tmp_path, *more) as made:
@@ -536,6 +562,9 @@ USAGE = [
     (["--outdev", "nonsense"], "--outdev: 'nonsense': the port is missing"),
     (["--secondary-in", "unix:p"], "--primary-in and --secondary-in: both are unix:p"),
     (["--qmp", "unix:q", "--notify-dev", "unix:n"], "--qmp and --notify-dev: use one of them"),
+    (["--record-ring", "5"], "--record-ring needs --record-dir"),
+    (["--record-dir", "."], "--record-dir and --record-ring-bytes need --record-ring"),
+    (["--record-ring", "5", "--record-dir", "/nonexistent"], "/nonexistent is no directory that can be written to"),
     (["--json-events", "/nonexistent/file"], "--json-events: can't open /nonexistent/file"),
 ]
 

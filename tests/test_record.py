@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import select
 import shutil
@@ -13,6 +14,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +27,10 @@ from coloproxy.capture import CapturedFrame, CaptureReader
 from coloproxy.comparator import Comparator, Discarded, Emitted, Frame, Released
 from coloproxy.config import ComparatorOptions
 from coloproxy.engine import Engine, EngineCounters
-from coloproxy.engine_events import Port, RecordingEnded
+from coloproxy.engine_events import Port, RecordingEnded, RingDumped
 from coloproxy.errors import MisuseError
 from coloproxy.events import FrameClass, Side
-from coloproxy.recording import RecordOptions, next_number, numbered
+from coloproxy.recording import RecordOptions, RingOptions, next_number, numbered
 from coloproxy.rules import rules_from_document
 
 PATIENCE = 20.0
@@ -38,10 +40,18 @@ HEAD = "coloproxy recording 1 "
 class Service:
     """An engine that records, and the far ends of its sockets."""
 
-    def __init__(self, record: RecordOptions, number: int = 0, *, vnet_hdr: bool = False, **options: int) -> None:
+    def __init__(
+        self,
+        record: RecordOptions | None,
+        number: int = 0,
+        *,
+        ring: RingOptions | None = None,
+        vnet_hdr: bool = False,
+        **options: int,
+    ) -> None:
         self.vnet_hdr = vnet_hdr
         self.engine = Engine(vnet_hdr=vnet_hdr, **{"compare_timeout": 3600 * 10**9, **options})  # type: ignore[arg-type]
-        self.engine.record(record, number)
+        self.engine.record(record, number, ring=ring)
         self.engine.start()
         self.far: dict[Port, socket.socket] = {}
         for port in Port:
@@ -310,3 +320,205 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
             engine.record(RecordOptions(tmp_path / "other.pcapng"))
     _, recorded = read(tmp_path / "seen.pcapng")  # never started, and whole
     assert recorded == []
+
+
+# ---------------------------------------------------------------------- ring
+
+HOUR = 3600 * 10**9
+MS = 10**6
+BOTH = (Side.PRIMARY, Side.SECONDARY)
+FLOW = wire.Path(dport=40000)
+
+
+def equal(service: Service, payload: bytes) -> None:
+    for side in BOTH:
+        service.send(side, wire.udp(FLOW, payload))
+    service.until(lambda n: n.comparator.held_frames == (0, 0))
+
+
+def diverge(service: Service, dport: int, cause: int = 1) -> None:
+    """Two streams that differ; returns when it was found."""
+    path, before = wire.Path(dport=dport), sum(service.engine.counters().comparator.divergences.values())
+    for side in BOTH:
+        service.send(side, wire.tcp(path, 1000, 77, SYN | ACK))
+        service.send(side, wire.tcp(path, 1001, 78, PSH | ACK, b"ours" if side == Side.PRIMARY else b"not!"))
+    service.until(lambda n: sum(n.comparator.divergences.values()) == before + cause)
+
+
+def dumped(service: Service) -> list[RingDumped]:
+    return [event for event in service.engine.events() if isinstance(event, RingDumped)]
+
+
+def payloads(recorded: list[tuple[CapturedFrame, dict[str, str]]]) -> set[bytes]:
+    return {frame.data[42:] for frame, word in recorded if "verdict" in word}
+
+
+def differing(recorded: list[tuple[CapturedFrame, dict[str, str]]]) -> set[str | None]:
+    """The interfaces that have a frame which differs, with its verdict."""
+    return {
+        frame.interface_name
+        for frame, word in recorded
+        if "verdict" in word and frame.data.endswith((b"ours", b"not!"))
+    }  # fmt: skip
+
+
+def replay_cli(path: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "coloproxy", "replay", str(path)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_divergence_leaves_a_file_of_what_came_before(tmp_path: Path, recording: bool) -> None:
+    directory = tmp_path / "dumps"
+    directory.mkdir()
+    path = tmp_path / "seen.pcapng"
+    service = Service(RecordOptions(path) if recording else None, ring=RingOptions(directory, HOUR))
+    service.commit()
+    for n in range(20):
+        equal(service, b"before %d" % n)
+    diverge(service, 41000)
+    diverge(service, 42000)  # of the same epoch: no file of its own
+    assert list(directory.iterdir()) == [], "what is held has no verdict yet"
+    service.commit()
+    counters = service.until(lambda n: n.dumps == 1)
+    (event,) = dumped(service)
+    (made,) = directory.iterdir()
+    assert (made.name, made.stat().st_size, event.reason) == (event.name, event.bytes, None)
+    assert re.fullmatch(r"divergence-\d{8}T\d{6}Z-1\.pcapng", made.name)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    options, recorded = read(made)
+    assert {b"before %d" % n for n in range(20)} <= payloads(recorded)
+    assert differing(recorded) == {"primary_in", "secondary_in"}
+    assert recorded[0][1]["mark"] == "mode"
+    assert recorded_verdicts(recorded) == replay(options, recorded[1:])
+    code, text = replay_cli(made)
+    assert (code, "begins in the middle" in text) == (0, True), text
+    service.commit()
+    diverge(service, 43000)  # of another epoch, but the last file is younger than the gap
+    service.commit()
+    counters = service.end()
+    assert (counters.dumps, counters.dumps_failed, len(list(directory.iterdir()))) == (1, 0, 1)
+    assert counters.record_files == recording
+    if recording:
+        options, recorded = read(path)
+        assert replay(options, recorded) == recorded_verdicts(recorded)
+        assert counters.recorded == len(recorded)
+    service.close()
+
+
+def test_a_file_for_each_epoch_that_differs(tmp_path: Path) -> None:
+    service = Service(None, ring=RingOptions(tmp_path, HOUR, gap=0))
+    service.commit()
+    for n in range(3):
+        diverge(service, 41000 + n)
+        service.commit()
+        service.until(lambda counters, n=n: counters.dumps == n + 1)
+    diverge(service, 42000)  # held at the end
+    service.end()
+    events = dumped(service)
+    assert {event.name for event in events} == {path.name for path in tmp_path.iterdir()}
+    assert len(events) == 4
+    _, recorded = read(tmp_path / events[-1].name)
+    assert "withheld" in {word.get("verdict") for _, word in recorded}
+    service.close()
+
+
+def test_a_file_does_not_wait_for_ever(tmp_path: Path) -> None:
+    service = Service(None, ring=RingOptions(tmp_path, HOUR, wait=1))
+    service.commit()
+    equal(service, b"before")
+    diverge(service, 41000)
+    service.until(lambda n: n.dumps == 1)  # no commit comes; and the engine has nothing else to do
+    (made,) = tmp_path.iterdir()
+    assert b"before" in payloads(read(made)[1])
+    service.close()
+
+
+def test_nothing_older_than_the_window(tmp_path: Path) -> None:
+    service = Service(None, ring=RingOptions(tmp_path, 300 * MS))
+    service.commit()
+    began = time.monotonic()
+    while time.monotonic() < began + 1:
+        equal(service, b"%.3f" % time.monotonic())
+        time.sleep(0.01)
+    diverge(service, 41000)
+    service.commit()
+    service.until(lambda n: n.dumps == 1)
+    (event,), (made,) = dumped(service), tmp_path.iterdir()
+    options, recorded = read(made)
+    assert differing(recorded) == {"primary_in", "secondary_in"}
+    # frames as they left bear the time of their verdict; in the recording's clock, like the divergence's name
+    diverged = min(frame.time for frame, word in recorded if word.get("mark") == "commit")
+    sent = [frame.time for frame, word in recorded if "of" in word]
+    assert min(sent) >= diverged - (time.monotonic_ns() - event.diverged) - 300 * MS
+    assert recorded[0][1]["mode"] == "protected"
+    assert recorded[0][0].time <= min(frame.time for frame, word in recorded if "verdict" in word)
+    assert replay(options, recorded[1:]).keys() == recorded_verdicts(recorded).keys()
+    service.close()
+
+
+def test_the_ring_is_bounded_in_bytes(tmp_path: Path) -> None:
+    service = Service(None, ring=RingOptions(tmp_path, HOUR, max_bytes=1 << 16))
+    service.commit()
+    for n in range(300):
+        equal(service, b"%3d" % n + bytes(1000))
+        assert service.engine.counters().ring_bytes <= 1 << 16
+    service.until(lambda n: n.ring_bytes > 1 << 15)
+    diverge(service, 41000)
+    service.commit()
+    service.until(lambda n: n.dumps == 1)
+    (made,) = tmp_path.iterdir()
+    assert 1 << 15 < made.stat().st_size < (1 << 16) + 4096
+    _, recorded = read(made)
+    kept = sorted(int(data[:3]) for data in payloads(recorded) if data.endswith(bytes(1000)))
+    assert kept == list(range(300 - len(kept), 300)), "the oldest go first"
+    assert (recorded[0][1]["mode"], recorded[0][1]["epoch"]) == ("protected", "1")
+    assert differing(recorded) == {"primary_in", "secondary_in"}
+    assert replay_cli(made)[0] in (0, 1)
+    service.close()
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    directory = tmp_path / "dumps"
+    directory.mkdir()
+    service = Service(None, ring=RingOptions(directory, HOUR, gap=0))
+    service.commit()
+    directory.rmdir()
+    diverge(service, 41000)
+    service.commit()
+    service.until(lambda n: n.dumps_failed == 1)
+    (event,) = dumped(service)
+    assert event.reason is not None and "ENOENT" in event.reason
+    equal(service, b"the data path goes on")
+    service.close()
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    before, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    service = Service(None, ring=RingOptions(tmp_path, HOUR))
+    service.commit()
+    for n in range(30):
+        equal(service, b"%3d" % n + bytes(1000))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        diverge(service, 41000)
+        service.commit()
+        service.until(lambda n: n.dumps_failed == 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignore)
+    assert list(tmp_path.iterdir()) == []
+    service.close()
+
+
+def test_a_ring_without_a_place_is_refused(tmp_path: Path) -> None:
+    with Engine() as engine:
+        with pytest.raises(MisuseError, match="nowhere is no directory"):
+            engine.record(RecordOptions(tmp_path / "seen.pcapng"), ring=RingOptions(tmp_path / "nowhere", HOUR))
+        with pytest.raises(MisuseError, match="max_bytes is 1"):
+            engine.record(None, ring=RingOptions(tmp_path, HOUR, max_bytes=1))
+        with pytest.raises(MisuseError):
+            engine.record(None)
+    assert list(tmp_path.iterdir()) == []

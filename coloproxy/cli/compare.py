@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from coloproxy.compare import Compare
 from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.lines import LineWriter
 from coloproxy.options import CompareOptions
-from coloproxy.recording import RecordOptions
+from coloproxy.recording import RecordOptions, RingOptions
 from coloproxy.rules import NO_RULES, load_rules
 
 log = logging.getLogger(__name__)
@@ -259,6 +260,33 @@ def compare(
         int | None,
         typer.Option(metavar="N", min=1, rich_help_panel=RECORDING, help="Keep the N newest of them. Default: all."),
     ] = None,
+    record_ring: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0.01,
+            rich_help_panel=RECORDING,
+            help="Keep the last S seconds in memory; when the VMs differ they go to a file in --record-dir, that "
+            "coloproxy replay reads. Once an epoch and in 10 seconds at most. With or without --record.",
+        ),
+    ] = None,
+    record_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=RECORDING,
+            help="For those files, divergence-TIME-N.pcapng (mode 0600). coloproxy deletes none of them.",
+        ),
+    ] = None,
+    record_ring_bytes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1 << 16,
+            rich_help_panel=RECORDING,
+            help="Bytes of memory for those seconds; the oldest make room. Default: 67,108,864 (64 MiB).",
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Log each step too.")
     ] = False,
@@ -296,6 +324,7 @@ def compare(
             stats_interval_s=stats_interval,
             json_events=json_events,
             record=_record(record, record_size, record_time, record_files),
+            record_ring=_ring(record_ring, record_dir, record_ring_bytes),
         )
         service = Compare(options)
         code = FAILED  # from here on it isn't the command line's fault
@@ -319,6 +348,17 @@ def _record(path: Path | None, size: int | None, seconds: float | None, files: i
         )
     if (size, seconds, files) != (None, None, None):
         raise MisuseError("--record-size, --record-time and --record-files need --record")
+    return None
+
+
+def _ring(seconds: float | None, directory: Path | None, size: int | None) -> RingOptions | None:
+    if seconds is not None and directory is not None:
+        options = RingOptions(directory, round(seconds * 1e9))
+        return options if size is None else replace(options, max_bytes=size)
+    if seconds is not None:
+        raise MisuseError("--record-ring needs --record-dir: where its files go")
+    if (directory, size) != (None, None):
+        raise MisuseError("--record-dir and --record-ring-bytes need --record-ring")
     return None
 
 

@@ -30,7 +30,7 @@ static int set_up(struct bench *b)
     colo_engine_config_default(&config);
     config.max_frame = 2048;
     CHECK_EQ(colo_slab_pool_init(&b->pool, SLAB, SLABS), 0);
-    return colo_recorder_create(&b->r, &record, &config, &b->pool);
+    return colo_recorder_create(&b->r, &record, &config, &b->pool, -1);
 }
 
 static void tear_down(struct bench *b)
@@ -163,9 +163,9 @@ static void test_a_file_that_cannot_be(void)
 
     colo_engine_config_default(&config);
     REQUIRE(colo_slab_pool_init(&pool, SLAB, SLABS) == 0);
-    CHECK_EQ(colo_recorder_create(&r, &record, &config, &pool), COLO_ERR_SYSTEM);
+    CHECK_EQ(colo_recorder_create(&r, &record, &config, &pool, -1), COLO_ERR_SYSTEM);
     record.max_bytes = 1; /* without a number */
-    CHECK_EQ(colo_recorder_create(&r, &record, &config, &pool), COLO_ERR_MISUSE);
+    CHECK_EQ(colo_recorder_create(&r, &record, &config, &pool, -1), COLO_ERR_MISUSE);
     CHECK(r == NULL);
     colo_slab_pool_fini(&pool);
 }
