@@ -281,7 +281,7 @@ def test_the_command(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         ([], "nothing to do"),
-        (["--all", "--vm", "nobody"], "neither a MAC nor an IP"),
+        (["--all", "--vm", "nobody"], "neither a MAC address"),
         (["--all", "--vm", "00:00:00:00:00:01"], "none of its"),
         (["--flip", "99999999"], "there is no payload byte"),
     ],

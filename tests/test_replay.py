@@ -18,7 +18,7 @@ from coloproxy.errors import CaptureError, MisuseError
 from coloproxy.events import Cause, FrameClass
 from coloproxy.replay import Align, ReplayOptions, Result, Role, Tally, replay_files
 from coloproxy.replay.document import document
-from coloproxy.replay.lane import VmFilter
+from coloproxy.vm_filter import VmFilter
 
 HERE = Path(__file__).resolve().parent
 CAPTURES = HERE / "captures"

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import random
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
 
 from coloproxy.capture import CapturedFrame
+from coloproxy.describe import describe
 from coloproxy.errors import MisuseError
 from coloproxy.mutate import faults, numbers, segments, timing
 from coloproxy.mutate.faults import Fault
 from coloproxy.mutate.packet import Packet, decode
+from coloproxy.vm_filter import VmFilter
 
 __all__ = ["Mutated", "MutatedFrame", "Mutation", "mutate"]
-
-_MAC: Final = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,30 +86,6 @@ class Mutated:
     untouched: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Vm:
-    """Tells the VM's frames."""
-
-    mac: bytes | None = None
-    ip: bytes | None = field(default=None)
-
-    def sent(self, packet: Packet) -> bool:
-        if self.mac is not None:
-            return packet.frame.data[6:12] == self.mac
-        return self.ip is None or (packet.ip is not None and packet.ip.src == self.ip)
-
-
-def _vm(text: str | None) -> _Vm:
-    if text is None:
-        return _Vm()
-    if _MAC.fullmatch(text.lower()):
-        return _Vm(mac=bytes.fromhex(re.sub("[:-]", "", text)))
-    try:
-        return _Vm(ip=ipaddress.ip_address(text).packed)
-    except ValueError as error:
-        raise MisuseError(f"the VM's address {text!r} is neither a MAC nor an IP address") from error
-
-
 def mutate(frames: Iterable[CapturedFrame], mutation: Mutation) -> Mutated:
     """Transforms a capture, which is held in memory as a whole.
 
@@ -123,10 +96,11 @@ def mutate(frames: Iterable[CapturedFrame], mutation: Mutation) -> Mutated:
     Raises:
         MisuseError: an address that is none, or a fault for which there is no place.
     """
-    vm = _vm(mutation.vm)
-    packets = [decode(frame, index, False) for index, frame in enumerate(frames)]
-    for packet in packets:
-        packet.outbound = vm.sent(packet)
+    vm = None if mutation.vm is None else VmFilter((mutation.vm,))
+    packets = [
+        decode(frame, index, vm is None or vm.sent(frame.data, describe(frame.data)))
+        for index, frame in enumerate(frames)
+    ]
     sent = [packet for packet in packets if packet.outbound]
     untouched = sum(packet.ip is None for packet in sent)
     found = _faults(packets, mutation)

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One capture as a stream of frames on the virtual clock, and the VM's own frames told from the client's."""
+"""One capture as a stream of frames on the virtual clock."""
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from coloproxy.capture import CapturedFrame, CaptureReader
 from coloproxy.describe import FrameDescription, describe
-from coloproxy.errors import CaptureError, MisuseError
+from coloproxy.errors import CaptureError
 from coloproxy.replay.flows import add
 from coloproxy.replay.result import Role, Source, Tally
+from coloproxy.vm_filter import VmFilter
 
-__all__ = ["Input", "Lane", "VmFilter"]
+__all__ = ["Input", "Lane"]
 
-_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _MAX_SPAN: Final = 1 << 61  # ns: 73 years; so far that sums of times never leave 64 bits
 
 
@@ -40,44 +38,6 @@ class Input:
     path: str
     frame: CapturedFrame
     what: FrameDescription
-
-
-class VmFilter:
-    """Which frames a VM sent, by its MAC or IP addresses.
-
-    A frame that carries IP is the VM's if its source address is one of those, whatever else it carries; one without IP
-    (ARP ...) if it comes from a MAC that has sent such a frame.
-
-    Raises:
-        MisuseError: an address is neither MAC nor IP.
-    """
-
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._macs: set[bytes] = set()
-        self._addresses: set[str] = set()
-        for text in addresses:
-            mac = text.lower().replace("-", ":")
-            if _MAC.fullmatch(mac):
-                self._macs.add(bytes.fromhex(mac.replace(":", "")))
-                continue
-            try:
-                self._addresses.add(str(ipaddress.ip_address(text)))
-            except ValueError:
-                raise MisuseError(f"--vm {text}: neither a MAC address (52:54:00:12:34:56) nor an IP address") from None
-        self._learned: set[bytes] = set()
-
-    def sent(self, data: bytes, what: FrameDescription) -> bool:
-        """Whether the VM sent this frame."""
-        mac = data[6:12]
-        if mac in self._macs:
-            return True
-        if not what.flow.family:
-            return mac in self._learned
-        if what.flow.source not in self._addresses:
-            return False
-        if len(self._learned) < 64:
-            self._learned.add(mac)
-        return True
 
 
 class Lane:

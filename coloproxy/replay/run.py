@@ -11,9 +11,10 @@ from pathlib import Path
 
 from coloproxy.errors import CaptureError
 from coloproxy.replay.core import Replay
-from coloproxy.replay.lane import Lane, VmFilter
+from coloproxy.replay.lane import Lane
 from coloproxy.replay.result import Result, Role
 from coloproxy.replay.settings import Align, ReplayOptions
+from coloproxy.vm_filter import VmFilter
 
 __all__ = ["ProgressCallback", "replay_files"]
 
