@@ -27,7 +27,10 @@ struct colo_recfile {
 
 /* Opens the first file. COLO_ERR_NOMEM, COLO_ERR_MISUSE, COLO_ERR_SYSTEM with errno, or 0. After any, call close. */
 int colo_recfile_open(struct colo_recfile *f, struct colo_recblock *block, const struct colo_record_config *config);
-/* `block` has the note's blocks. Errors: an errno, or 0. After one the file ends with the last block that was written whole. */
+/*
+ * `block` has the note's blocks. Errors, here and below: an errno, or 0. After one the file ends with the last block that
+ * was written whole.
+ */
 int colo_recfile_write(struct colo_recfile *f, struct colo_recblock *block, const struct colo_note *note);
 int colo_recfile_flush(struct colo_recfile *f);
 /* Ends the file and frees everything. */

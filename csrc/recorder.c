@@ -225,7 +225,7 @@ void colo_recorder_finish(struct colo_recorder *r)
 
     if (!r->running)
         return;
-    /* The thread may get little CPU, and can't be given back its priority without a privilege: this one does the rest. */
+    /* That thread may get little CPU, and more would take a privilege: this one does the rest. */
     colo_recorder_publish(r);
     atomic_store(&r->ending, true);
     uint64_t one = 1;

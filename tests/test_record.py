@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -31,6 +32,7 @@ from coloproxy.engine_events import Port, RecordingEnded, RingDumped
 from coloproxy.errors import MisuseError
 from coloproxy.events import FrameClass, Side
 from coloproxy.recording import RecordOptions, RingOptions, next_number, numbered
+from coloproxy.replay.recording import replay_recording
 from coloproxy.rules import rules_from_document
 
 PATIENCE = 20.0
@@ -322,6 +324,35 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     assert recorded == []
 
 
+def exact_from_the_first_commit(path: Path) -> bool:
+    """What a file that begins in the middle promises; behind the first frame that is in the next file, nothing.
+
+    False: there is no commit.
+    """
+    _, recorded = read(path)
+    commit = next((int(word["seq"]) for _, word in recorded if word.get("mark") == "commit"), None)
+    if commit is None:
+        return False
+    there = {int(word["seq"]) for _, word in recorded if "seq" in word}
+    end = next(seq for seq in itertools.count(commit) if seq not in there)
+    result = replay_recording(str(path))
+    assert any("begins in the middle" in note for note in result.notes)
+    assert result.same > result.different
+    assert [mismatch for mismatch in result.mismatches if commit < mismatch.seq < end] == []
+    return True
+
+
+def test_replay_of_a_file_in_the_middle(tmp_path: Path) -> None:
+    record = RecordOptions(tmp_path / "seen.pcapng", max_bytes=60_000)
+    service = Service(record, 1)
+    eventful(service, 40, seed=6)
+    counters = service.end()
+    service.close()
+    assert counters.record_files > 4
+    files = [numbered(record.path, number) for number in range(2, counters.record_files)]
+    assert sum(map(exact_from_the_first_commit, files)) > 2
+
+
 # ---------------------------------------------------------------------- ring
 
 HOUR = 3600 * 10**9
@@ -405,6 +436,16 @@ def test_a_divergence_leaves_a_file_of_what_came_before(tmp_path: Path, recordin
         options, recorded = read(path)
         assert replay(options, recorded) == recorded_verdicts(recorded)
         assert counters.recorded == len(recorded)
+    service.close()
+
+
+def test_what_is_behind_the_first_commit_of_a_dump_is_exact(tmp_path: Path) -> None:
+    service = Service(None, ring=RingOptions(tmp_path, HOUR, max_bytes=1 << 17, gap=0))
+    eventful(service, 40, seed=7)
+    counters = service.end()
+    assert counters.dumps > 4
+    middle = [path for path in tmp_path.iterdir() if read(path)[1][0][1]["epoch"] != "0"]
+    assert sum(map(exact_from_the_first_commit, middle)) > 2
     service.close()
 
 
