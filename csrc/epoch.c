@@ -153,6 +153,7 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
 static void begin_epoch(colo_comparator *c)
 {
     c->epoch++;
+    colo_table_set_epoch(c->table, c->epoch);
     c->wanted = 0;
     c->want_pending = 0;
     c->untracked = 0;

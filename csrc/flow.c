@@ -39,6 +39,7 @@ struct colo_table {
     uint32_t live_share; /* how many LIVE flows no newcomer pushes out */
     struct ring rings[COLO_STANDINGS];
     uint64_t evicted;
+    uint64_t epoch;
     uint64_t seed;
 };
 
@@ -129,9 +130,10 @@ static void unslot(struct colo_table *t, const struct colo_flow *flow)
     t->slots[hole].ref = 0;
 }
 
-static bool is_idle(const struct colo_flow *flow)
+/* One that has diverged must be known until the commit, or it would diverge again. */
+static bool is_idle(const struct colo_table *t, const struct colo_flow *flow)
 {
-    return flow->held[0] == 0 && flow->held[1] == 0 && !(flow->id.cls == COLO_CLASS_TCP && flow->u.tcp.debt);
+    return flow->held[0] == 0 && !(flow->diverged && flow->epoch == t->epoch) && flow->held[1] == 0 && !(flow->id.cls == COLO_CLASS_TCP && flow->u.tcp.debt);
 }
 
 static struct colo_flow *by_link(const struct colo_table *t, uint32_t link)
@@ -185,7 +187,7 @@ static struct colo_flow *pick_of(struct colo_table *t, uint8_t standing)
         struct colo_flow *flow = by_link(t, ring->head);
 
         ring->head = flow->next;
-        if (!is_idle(flow))
+        if (!is_idle(t, flow))
             continue;
         if (!flow->used || standing != COLO_LIVE)
             return flow;
@@ -281,6 +283,11 @@ void colo_table_clear(struct colo_table *t)
         at(t, i - 1)->held[0] = at(t, i - 1)->held[1] = 0;
         t->free[t->frees++] = i - 1;
     }
+}
+
+void colo_table_set_epoch(struct colo_table *t, uint64_t epoch)
+{
+    t->epoch = epoch;
 }
 
 uint64_t colo_table_evicted(const struct colo_table *t)

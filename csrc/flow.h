@@ -136,11 +136,13 @@ void colo_table_destroy(struct colo_table *table);
 struct colo_flow *colo_table_find(struct colo_table *table, const struct colo_flow_id *id);
 /*
  * A new, zeroed flow with id, hash, index and standing set. When the table is full an idle flow (nothing held, no
- * debt) makes room, by standing; among LIVE ones one not used lately, among others the oldest. NULL: none may, or memory is out.
+ * debt) makes room, by standing; none that has diverged in this epoch; among LIVE ones one not used lately, among others the oldest. NULL: none may, or memory is out.
  */
 struct colo_flow *colo_table_add(struct colo_table *table, const struct colo_flow_id *id);
 /* May evict an idle flow (not this one) that is LIVE, where this one becomes the one too many of them. */
 void colo_table_set_standing(struct colo_table *table, struct colo_flow *flow, uint8_t standing);
+/* The epoch in which a flow's divergence counts. */
+void colo_table_set_epoch(struct colo_table *table, uint64_t epoch);
 /* How many have been evicted so far. */
 uint64_t colo_table_evicted(const struct colo_table *table);
 void colo_table_clear(struct colo_table *table);

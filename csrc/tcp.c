@@ -222,6 +222,23 @@ static void arrive_secondary(colo_comparator *c, struct colo_flow *flow, struct 
         enter_secondary(c, flow, rec);
 }
 
+/* The flow may have diverged: then only a commit helps; but what the secondary acknowledges still counts. */
+static void take_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+
+    if (!flow->diverged) {
+        arrive_secondary(c, flow, rec);
+        return;
+    }
+    if (is_other_generation(tcp, rec))
+        tcp->s_left = 1;
+    if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && tcp->p_known && !tcp->s_left &&
+        !tcp->awaits_s_syn && !tcp->unplaced.head)
+        colo_ack_note(flow, COLO_SECONDARY, rec->ack);
+    colo_output_discard(c, rec, COLO_REASON_DIVERGED);
+}
+
 /* The primary's first frame of a generation is known: what the secondary said of it can be placed. */
 static void place_waiting(colo_comparator *c, struct colo_flow *flow)
 {
@@ -232,7 +249,7 @@ static void place_waiting(colo_comparator *c, struct colo_flow *flow)
     while ((rec = waiting.head)) {
         colo_flow_list_remove(&waiting, rec);
         colo_held_remove(c, rec);
-        arrive_secondary(c, flow, rec);
+        take_secondary(c, flow, rec);
     }
 }
 
@@ -366,15 +383,6 @@ void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_re
 
 void colo_tcp_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)
 {
-    if (flow->diverged) { /* only a commit helps now; but what it acknowledges on this connection still counts */
-        if (is_other_generation(&flow->u.tcp, rec))
-            flow->u.tcp.s_left = 1;
-        if ((rec->tcp_flags & (COLO_TCP_ACK | COLO_TCP_RST | COLO_TCP_SYN)) == COLO_TCP_ACK && flow->u.tcp.p_known &&
-            !flow->u.tcp.s_left && !flow->u.tcp.awaits_s_syn && !flow->u.tcp.unplaced.head)
-            colo_ack_note(flow, COLO_SECONDARY, rec->ack);
-        colo_output_discard(c, rec, COLO_REASON_DIVERGED);
-    } else {
-        arrive_secondary(c, flow, rec);
-    }
+    take_secondary(c, flow, rec);
     settle(c, flow);
 }

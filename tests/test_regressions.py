@@ -6,6 +6,7 @@ from __future__ import annotations
 import wire
 
 from coloproxy import Comparator, Emitted, Released, Side
+from coloproxy.events import Divergence
 
 PATH = wire.Path()
 
@@ -115,3 +116,31 @@ def test_the_garbage_byte_of_a_keepalive_is_no_difference() -> None:
     comparator.feed(Side.SECONDARY, [tcp(102, 9, payload=b"\xff")], 3)
     assert comparator.events() == []
     assert released(comparator) == [0, 2]
+
+
+def divergences(comparator: Comparator) -> list[str]:
+    return [str(event.cause) for event in comparator.events() if isinstance(event, Divergence)]
+
+
+def test_a_secondary_that_contradicts_itself_twice_before_the_primary_speaks_diverges_once() -> None:
+    comparator = Comparator()
+    comparator.commit(0, 0)
+    says = [tcp(100, 5, wire.FIN | wire.ACK, b"ho"), tcp(100, 2, wire.FIN | wire.ACK), tcp(100, 5, payload=b"hoo")]
+    comparator.feed(Side.SECONDARY, says, 1)
+    comparator.feed(Side.PRIMARY, [tcp(100, 1)], 2)
+    assert divergences(comparator) == ["conflict"]
+
+
+def test_a_flow_that_has_diverged_is_known_until_the_commit() -> None:
+    comparator = Comparator(max_flows=2)
+    comparator.commit(0, 0)
+    comparator.feed(Side.PRIMARY, [tcp(100, 1)], 1)
+    comparator.feed(Side.SECONDARY, [tcp(100, 1, payload=b"ab"), tcp(101, 1, payload=b"X")], 2)
+    assert released(comparator) == [0]
+    assert divergences(comparator) == ["conflict"]
+    for number in range(5):
+        other = wire.udp(wire.Path(dport=2000 + number), b"other")
+        for side in Side:
+            comparator.feed(side, [other], 3)
+    comparator.feed(Side.SECONDARY, [tcp(100, 1, payload=b"ab"), tcp(101, 1, payload=b"X")], 4)
+    assert divergences(comparator) == []
