@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import random
+import re
 import signal
 import socket
 import threading
@@ -18,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from coloproxy.capture import CapturedFrame, read_capture
+from coloproxy.replay.recording import replay_recording
 from coloproxy.testbed import PairOptions, VmPair, missing
 from coloproxy.testbed.guest_files import CLIENT_IPV4, UDP_LOG_PORT
 from coloproxy.testbed.pair import ComparatorCommand, Endpoints, coloproxy_compare
@@ -158,7 +162,10 @@ async def test_primary_killed_in_mid_upload(journal: Journal, tmp_path: Path) ->
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_comparator_killed_and_restarted(how: signal.Signals, journal: Journal, tmp_path: Path) -> None:
-    async with VmPair(options(journal, tmp_path)) as pair:
+    recording = ["--record", str(tmp_path / "seen.pcapng"), "--record-size", "10000"]  # the second one's is 00002
+    ring = ["--record-ring", "5", "--record-dir", str(tmp_path)]
+    command = coloproxy_compare("--json-events", str(journal.path), *recording, *ring)
+    async with VmPair(options(journal, tmp_path, command)) as pair:
         await protect(pair, journal)
         transfer = await pair.client.download(limit_rate="10M")
         await transfer.reached(10_000_000, DEADLINE)
@@ -166,12 +173,37 @@ async def test_comparator_killed_and_restarted(how: signal.Signals, journal: Jou
         result = await transfer.result(DEADLINE)
         assert (result.returncode, result.sha256, result.connections) == (0, pair.guest.large_sha256, 1)
         await a_divergence(pair, journal)
+        dump = (await journal.wait("divergence-recorded"))[-1]
         # Protection is whole again: the survivor keeps a connection.
         transfer = await pair.client.download()
         await transfer.reached(20_000_000, DEADLINE)
         await fail_over(pair)
         result = await transfer.result(DEADLINE)
         assert (result.returncode, result.sha256, result.connections) == (0, pair.guest.large_sha256, 1)
+    evidence = {"primary_in": b"host: host-a", "secondary_in": b"host: host-b"}
+    seen = {frame.interface_name for frame in read_capture(dump["path"]) if evidence_in(frame, evidence)}
+    assert seen >= evidence.keys()
+    if how == signal.SIGTERM:  # else the file has no end
+        replays_as_recorded(tmp_path / "seen-00001.pcapng")
+
+
+def evidence_in(frame: CapturedFrame, evidence: dict[str, bytes]) -> bool:
+    return evidence.get(frame.interface_name or "", b"nothing") in frame.data
+
+
+def replays_as_recorded(path: Path) -> None:
+    """Each verdict is the recorded one, up to the first frame that found no room in the recording, if there is one."""
+    seqs = {
+        int(match[1])
+        for frame in read_capture(str(path))
+        for text in frame.comments
+        if (match := re.search(r" seq=(\d+) ", text))
+    }
+    missing_from = next(seq for seq in itertools.count(1) if seq not in seqs)
+    result = replay_recording(str(path))
+    assert result.frames > 1000
+    assert missing_from > 1000, result.notes
+    assert [mismatch for mismatch in result.mismatches if mismatch.seq < missing_from] == []
 
 
 class QmpRelay:
