@@ -125,22 +125,21 @@ def divergences(comparator: Comparator) -> list[str]:
 def test_a_secondary_that_contradicts_itself_twice_before_the_primary_speaks_diverges_once() -> None:
     comparator = Comparator()
     comparator.commit(0, 0)
-    says = [tcp(100, 5, wire.FIN | wire.ACK, b"ho"), tcp(100, 2, wire.FIN | wire.ACK), tcp(100, 5, payload=b"hoo")]
-    comparator.feed(Side.SECONDARY, says, 1)
+    says = [tcp(100, 5, wire.FIN | wire.ACK, b"ho"), tcp(100, 2, wire.FIN | wire.ACK)]
+    comparator.feed(Side.SECONDARY, says * 2, 1)
     comparator.feed(Side.PRIMARY, [tcp(100, 1)], 2)
     assert divergences(comparator) == ["conflict"]
 
 
 def test_a_flow_that_has_diverged_is_known_until_the_commit() -> None:
-    comparator = Comparator(max_flows=2)
+    comparator = Comparator(max_flows=1)
     comparator.commit(0, 0)
     comparator.feed(Side.PRIMARY, [tcp(100, 1)], 1)
     comparator.feed(Side.SECONDARY, [tcp(100, 1, payload=b"ab"), tcp(101, 1, payload=b"X")], 2)
     assert released(comparator) == [0]
     assert divergences(comparator) == ["conflict"]
-    for number in range(5):
-        other = wire.udp(wire.Path(dport=2000 + number), b"other")
-        for side in Side:
-            comparator.feed(side, [other], 3)
-    comparator.feed(Side.SECONDARY, [tcp(100, 1, payload=b"ab"), tcp(101, 1, payload=b"X")], 4)
+    for side in Side:
+        comparator.feed(side, [wire.udp(wire.Path(dport=2000), b"other")], 3)
+    comparator.feed(Side.PRIMARY, [tcp(100, 1)], 4)
+    comparator.feed(Side.SECONDARY, [tcp(100, 1, payload=b"ab"), tcp(101, 1, payload=b"X")], 5)
     assert divergences(comparator) == []
