@@ -14,6 +14,16 @@ import typer
 from coloproxy.address import Address, parse_address
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
 from coloproxy.cli.app import FAILED, USAGE, app
+from coloproxy.cli.comparison import (
+    RULES,
+    MaxBytes,
+    MaxFlowBytes,
+    MaxFlows,
+    MaxFragments,
+    MaxFrames,
+    MaxQueueSize,
+    RulesFile,
+)
 from coloproxy.cli.logs import set_up_logging
 from coloproxy.compare import Compare
 from coloproxy.errors import ColoproxyError, MisuseError
@@ -67,7 +77,7 @@ With virtio-net: vnet_hdr_support=on on every filter, and --vnet-hdr-support her
 [bold]Exit status[/bold]: 0 ended by SIGINT or SIGTERM, 1 failed, 2 wrong usage.
 """
 
-SOCKETS, RULES, CHECKPOINTS, LIMITS, OUTPUT = "Sockets", "Comparison", "Checkpoints", "Limits", "Output"
+SOCKETS, CHECKPOINTS, OUTPUT = "Sockets", "Checkpoints", "Output"
 RECORDING = "Recording"
 
 
@@ -139,14 +149,7 @@ def compare(
             "each is met exactly.",
         ),
     ] = 1000,
-    rules: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=RULES,
-            help="TOML file that says which flows are compared, pass, or wait for checkpoints; see docs/rules.md.",
-        ),
-    ] = None,
+    rules: RulesFile = None,
     checkpoint_period: Annotated[
         int,
         typer.Option(
@@ -179,43 +182,12 @@ def compare(
     qmp_patience: Annotated[
         int, typer.Option(metavar="N", min=1, rich_help_panel=CHECKPOINTS, help="See --qmp-deadline.")
     ] = 3,
-    max_queue_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            rich_help_panel=LIMITS,
-            help="Unmatched frames of one side of one flow. More ask for a checkpoint; none is dropped.",
-        ),
-    ] = None,
-    max_flow_bytes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes of those frames.")
-    ] = None,
-    max_flows: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            rich_help_panel=LIMITS,
-            help="Flows; idle ones make room: closed ones first, then half-open ones. About 450 bytes each.",
-        ),
-    ] = None,
-    max_fragments: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            rich_help_panel=LIMITS,
-            help="Fragments of one side that wait for the rest of their datagram. More of the secondary's push out the "
-            "oldest; more of the primary's wait for a checkpoint.",
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Frames held, both sides together.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help="Bytes held, both sides together.")
-    ] = None,
+    max_queue_size: MaxQueueSize = None,
+    max_flow_bytes: MaxFlowBytes = None,
+    max_flows: MaxFlows = None,
+    max_fragments: MaxFragments = None,
+    max_frames: MaxFrames = None,
+    max_bytes: MaxBytes = None,
     stats_interval: Annotated[
         float | None,
         typer.Option(

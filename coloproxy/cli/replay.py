@@ -15,6 +15,16 @@ from rich.console import Console
 from rich.text import Text
 
 from coloproxy.cli.app import FAILED, INTERRUPTED, USAGE, app
+from coloproxy.cli.comparison import (
+    RULES,
+    MaxBytes,
+    MaxFlowBytes,
+    MaxFlows,
+    MaxFragments,
+    MaxFrames,
+    MaxQueueSize,
+    RulesFile,
+)
 from coloproxy.config import DEFAULT_PASS, ComparatorOptions
 from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.events import FrameClass
@@ -57,15 +67,11 @@ options: every verdict must be the recorded one.
 verdict is another), 2 a capture or option can't be used.
 """
 
-CLOCK, RULES, LIMITS, OUTPUT, INPUT = "Clock", "Comparison", "Limits", "Output", "Captures"
+CLOCK, OUTPUT, INPUT = "Clock", "Output", "Captures"
 
 
 def _milliseconds(name: str, panel: str, text: str, least: int = 1) -> Any:
     return typer.Option(name, metavar="MS", min=least, rich_help_panel=panel, help=text)
-
-
-def _limit(text: str) -> Any:
-    return typer.Option(metavar="N", min=1, rich_help_panel=LIMITS, help=text)
 
 
 @app.command(help=REPLAY_HELP, epilog=EPILOG)
@@ -137,19 +143,13 @@ def replay(
             help="Frame classes released uncompared; none: all are.",
         ),
     ] = ",".join(str(member) for member in sorted(DEFAULT_PASS)),
-    rules: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=RULES,
-            help="TOML file that says which flows are compared, pass, or wait for checkpoints; see docs/rules.md.",
-        ),
-    ] = None,
-    max_queue_size: Annotated[int | None, _limit("Unmatched frames of one side of one flow.")] = None,
-    max_flow_bytes: Annotated[int | None, _limit("Bytes of those frames.")] = None,
-    max_flows: Annotated[int | None, _limit("Flows; idle ones make room.")] = None,
-    max_frames: Annotated[int | None, _limit("Frames held, both sides together.")] = None,
-    max_bytes: Annotated[int | None, _limit("Bytes held, both sides together.")] = None,
+    rules: RulesFile = None,
+    max_queue_size: MaxQueueSize = None,
+    max_flow_bytes: MaxFlowBytes = None,
+    max_flows: MaxFlows = None,
+    max_fragments: MaxFragments = None,
+    max_frames: MaxFrames = None,
+    max_bytes: MaxBytes = None,
     json_output: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON document on standard output.")
     ] = False,
@@ -184,6 +184,7 @@ def replay(
                 max_flow_frames=max_queue_size,
                 max_flow_bytes=max_flow_bytes,
                 max_flows=max_flows,
+                max_fragments=max_fragments,
                 max_frames=max_frames,
                 max_bytes=max_bytes,
                 pass_classes=_classes(pass_classes),
