@@ -168,6 +168,14 @@ def replay(
             "reorder_window_ms": reorder_window,
             "pass": sorted(str(member) for member in _classes(pass_classes)),
             "rules": None if rules is None else str(rules),
+            "primary_interface": primary_interface,
+            "secondary_interface": secondary_interface,
+            "max_queue_size": max_queue_size,
+            "max_flow_bytes": max_flow_bytes,
+            "max_flows": max_flows,
+            "max_fragments": max_fragments,
+            "max_frames": max_frames,
+            "max_bytes": max_bytes,
         }
         options = ReplayOptions(
             primary=primary,

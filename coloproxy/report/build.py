@@ -58,7 +58,9 @@ def build(result: Result) -> View:
         limits=tuple((str(limit.cause), explain(limit.cause).meaning) for limit in result.limits[:MAX_MORE]),
         tolerated=tuple(_tolerated(sample) for sample in result.tolerated[:MAX_TOLERATED]),
         tolerated_times=result.counters.tolerated,
-        settings=tuple((_option(name), _value(name, value)) for name, value in result.settings.items()),
+        settings=tuple(
+            (_option(name), _value(name, value)) for name, value in result.settings.items() if value is not None
+        ),
         command=_command(result),
         notes=tuple(result.notes),
     )
@@ -129,7 +131,7 @@ def _command(result: Result) -> str:
     for source in result.sources:
         if str(source.role) == "inbound":
             inbound += ["--inbound", source.path]
-        elif source.path not in words:
+        elif source.path not in words or source.interface is None:  # one file with both is named once
             words.append(source.path)
     words += inbound
     for name, value in result.settings.items():
