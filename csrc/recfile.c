@@ -31,6 +31,8 @@ static int begin_file(struct colo_recfile *f, struct colo_recblock *block)
     int error = name ? colo_recout_begin(&f->out, block, AT_FDCWD, name, O_TRUNC) : ENOMEM;
 
     free(name);
+    if (!error) /* however full the disk gets, it is a capture */
+        error = colo_recout_flush(&f->out);
     f->opened = -1;
     f->files += !error;
     return error;

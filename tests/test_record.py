@@ -449,6 +449,32 @@ def test_what_is_behind_the_first_commit_of_a_dump_is_exact(tmp_path: Path) -> N
     service.close()
 
 
+@pytest.mark.parametrize("length", [400, 431, 500, 577, 700])
+def test_a_stream_met_in_the_middle_replays(tmp_path: Path, length: int) -> None:
+    """The primary is six segments ahead, so most places where the ring can begin have some that are held."""
+    service = Service(None, ring=RingOptions(tmp_path, HOUR, max_bytes=1 << 16))
+    service.commit()
+    for side in BOTH:
+        service.send(side, wire.tcp(FLOW, 1000, 77, SYN | ACK))
+    offset, dice = 1, random.Random(length)
+    for _ in range(80):
+        data = dice.randbytes(6 * length)
+        for side in BOTH:
+            cut = length if side == Side.PRIMARY else length * 3 // 2
+            for at in range(0, len(data), cut):
+                service.send(side, wire.tcp(FLOW, 1000 + offset + at, 78, PSH | ACK, data[at : at + cut]))
+        offset += len(data)
+    diverge(service, 41000)
+    service.commit()
+    service.until(lambda n: n.dumps == 1)
+    (made,) = tmp_path.iterdir()
+    result = replay_recording(str(made))
+    assert result.equal, result.mismatches
+    assert result.same > 50
+    assert any("begins in the middle" in note for note in result.notes)
+    service.close()
+
+
 def test_a_file_for_each_epoch_that_differs(tmp_path: Path) -> None:
     service = Service(None, ring=RingOptions(tmp_path, HOUR, gap=0))
     service.commit()
