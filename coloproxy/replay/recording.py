@@ -188,7 +188,7 @@ class _Replay:
                 yield seq, step
         previous = 0 if expected is None else expected - 1
         if self._mid:
-            self._quiet = _quiet(waiting)
+            self._quiet = _quiet(waiting, lossless=not self._lost)
             if self._begin is None:
                 self._begin = next(iter(self._quiet), None)
         while waiting:
@@ -278,14 +278,16 @@ class _Replay:
         return notes
 
 
-def _quiet(steps: list[tuple[int, int, _Step]]) -> list[int]:
+def _quiet(steps: list[tuple[int, int, _Step]], *, lossless: bool) -> list[int]:
     """Each seq before which nothing is held: there a comparator that knows nothing can begin.
 
     Streams met at any other place would begin at different bytes. Verdicts lie in the file as they came. A number that
-    isn't in it had its verdict before the file begins, or in the next one: whichever is nearer.
+    isn't in it had its verdict before the file begins, or in the next one: whichever is nearer. If some were lost that
+    can't be told, and they count as of the next one.
 
     Args:
         steps: seq, number of the packet, frame or mark; in any order.
+        lossless: nothing between the file's first and last packet is missing.
     """
     marks = {seq for seq, _, step in steps if "mark" in step.words}
     numbers = {seq: number for seq, number, _ in steps if seq not in marks}
@@ -294,7 +296,7 @@ def _quiet(steps: list[tuple[int, int, _Step]]) -> list[int]:
     first, last = min(numbers), max(numbers)
     absent = {seq for seq in range(first, last) if seq not in numbers and seq not in marks}
     seqs = sorted(numbers.keys() | absent)
-    verdicts = [numbers.get(seq, 0 if seq - first < last - seq else sys.maxsize) for seq in seqs]
+    verdicts = [numbers.get(seq, 0 if lossless and seq - first < last - seq else sys.maxsize) for seq in seqs]
     earliest = list(itertools.accumulate(reversed(verdicts), min))[::-1]  # verdict from there on
     latest = itertools.chain((0,), itertools.accumulate(verdicts, max))  # before
     return [seq for seq, after, before in zip(seqs, earliest, latest, strict=False) if after > before]
