@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What recording costs the data path: the engine over loopback TCP, with and without a recording, in turn.
 
-    PYTHONPATH=. python bench/record_cost.py [--seconds 2] [--rounds 5] [--rates 0,20000,100000] [--dir /var/tmp]
+    PYTHONPATH=. python bench/record_cost.py [--seconds 2] [--rounds 5] [--rates 0,20000,100000] [--dir DIR] [--ring]
 
 Both VMs send the same UDP datagrams in frames of 1,448 bytes; rate 0 is as fast as it goes. One process sends, one
 reads outdev. Printed are medians over the rounds: frames a second, CPU time of the engine's thread a frame, and the
-part of the packets that the recording lost.
+part of the packets that the recording lost. With --ring: of a ring of 10 seconds in place of a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from statistics import median
 
 from coloproxy.engine import Engine
 from coloproxy.engine_events import Port
-from coloproxy.recording import RecordOptions
+from coloproxy.recording import RecordOptions, RingOptions
 
 FRAME = 1448
 BATCH = 128  # frames of one turn at full speed
@@ -82,11 +82,14 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-def measure(seconds: float, rate: int, path: Path | None) -> tuple[float, float, float]:
+def measure(seconds: float, rate: int, path: Path | None, ring: bool) -> tuple[float, float, float]:
     """(frames a second, engine ns a frame, part lost)"""
     with Engine(compare_timeout=FOREVER, reorder_window=FOREVER) as engine:
         if path is not None:
-            engine.record(RecordOptions(path))
+            if ring:
+                engine.record(None, ring=RingOptions(path.parent, 10 * 10**9))
+            else:
+                engine.record(RecordOptions(path))
         engine.start()
         far: dict[Port, socket.socket] = {}
         for port in Port:
@@ -112,7 +115,7 @@ def measure(seconds: float, rate: int, path: Path | None) -> tuple[float, float,
         sink.terminate()  # it holds a copy of the engine's end, so it sees no end
         sink.join()
     released = sum(counters.comparator.released.values())
-    packets = counters.recorded + counters.record_lost
+    packets = sum(counters.comparator.frames_in) if ring else counters.recorded + counters.record_lost
     return released / took, cpu * 1e9 / released, counters.record_lost / packets if packets else 0.0
 
 
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rates", default="0,20000,100000", help="frames a second; 0: full speed")
     parser.add_argument("--dir", default=None, help="where the recordings go; they are deleted")
+    parser.add_argument("--ring", action="store_true", help="a ring instead of a file")
     options = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, {options.rounds} rounds of {options.seconds} s, frames of {FRAME} bytes; medians")
     print(
@@ -134,7 +138,7 @@ def main() -> None:
             got: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
             for _ in range(options.rounds):
                 for on in (False, True):
-                    got[on].append(measure(options.seconds, rate, path if on else None))
+                    got[on].append(measure(options.seconds, rate, path if on else None, options.ring))
                     path.unlink(missing_ok=True)
             middle = {on: [median(column) for column in zip(*rows, strict=True)] for on, rows in got.items()}
             for on, (speed, cpu, lost) in middle.items():
