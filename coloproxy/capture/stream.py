@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, Final, Protocol
 
 from coloproxy.errors import CaptureError
@@ -70,9 +71,9 @@ class BoundedStream:
         """Bytes read so far, unpacked."""
         return self._offset
 
-    def _guarded(self, call: object, size: int) -> bytes:
+    def _guarded(self, call: Callable[[int], bytes], size: int) -> bytes:
         try:
-            return bytes(call(size))  # type: ignore[operator]
+            return call(size)
         except EOFError as error:
             raise self.error("the gzip data ends in the middle: the file is truncated") from error
         except (gzip.BadGzipFile, zlib.error) as error:

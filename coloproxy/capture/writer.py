@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 from coloproxy.errors import MisuseError
 
@@ -36,6 +36,12 @@ def _block(kind: int, body: bytes) -> bytes:
     return struct.pack("<I", kind) + length + body + length
 
 
+class Writable(Protocol):
+    """Where a capture can be written to: a file, gzip's, a buffer."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 class CaptureWriter:
     """Writes one section of pcapng (little-endian, ns, Ethernet) to a binary stream, which stays the caller's.
 
@@ -52,7 +58,7 @@ class CaptureWriter:
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Writable,
         interfaces: Sequence[str] = ("eth0",),
         *,
         comments: Sequence[str] = (),

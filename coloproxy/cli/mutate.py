@@ -198,7 +198,7 @@ def _write(target: Path, result: Mutated) -> None:
     interfaces = [names.get(number, f"interface {number}") for number in range(last + 1)]
     with target.open("wb") as file:
         stream = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if target.suffix == ".gz" else file
-        writer = CaptureWriter(stream, interfaces, application="coloproxy mutate")  # type: ignore[arg-type]
+        writer = CaptureWriter(stream, interfaces, application="coloproxy mutate")
         for frame in result.frames:
             cut = frame.source.wire_len if frame.source.cut else None
             writer.write(frame.time, frame.data, frame.source.interface, wire_len=cut)

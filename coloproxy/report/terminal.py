@@ -100,14 +100,8 @@ def _print_history(difference: Difference, console: Console) -> None:
     if not shown:
         return
     table = Table(box=None, pad_edge=False)
-    for name, justify in (
-        ("ms", "right"),
-        ("side", "left"),
-        ("packet", "right"),
-        ("frame", "left"),
-        ("verdict", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("ms", "side", "packet", "frame", "verdict"):
+        table.add_column(name, justify="right" if name in ("ms", "packet") else "left")
     for row in shown:
         cells = (row.when, row.role, str(row.number), row.what, row.verdict)
         table.add_row(*(_text(cell) for cell in cells), style="bold" if row.here else "")
