@@ -31,6 +31,6 @@ ffibuilder.set_source(
     sources=core_sources(),
     include_dirs=["csrc"],
     depends=[f"csrc/{p.name}" for p in sorted((_ROOT / "csrc").glob("*.h"))],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-fvisibility=hidden"],
     libraries=["pthread"],
 )

@@ -353,15 +353,6 @@ void colo_ack_note_released(colo_comparator *c, struct colo_flow *flow, const st
         colo_ack_drop_debt(c, flow);
 }
 
-static void next_data(struct colo_flow *flow, const struct colo_rec *rec)
-{
-    struct colo_rec *next = rec->flow_link.next;
-
-    while (next && !colo_stream_has_range(next))
-        next = next->flow_link.next;
-    flow->u.tcp.first_data = next;
-}
-
 static void lower(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec)
 {
     uint32_t ack = colo_seq_at(tcp->ack_base, tcp->s_ack);
@@ -405,7 +396,7 @@ void colo_ack_release(colo_comparator *c, struct colo_flow *flow)
         if (leave == LEAVE)
             tell_first(c, flow, rec);
         if (rec == tcp->first_data)
-            next_data(flow, rec);
+            colo_stream_next_data(flow, rec);
         colo_flow_list_remove(&flow->p, rec);
         colo_held_remove(c, rec);
         if (leave == LEAVE_LOWERED)

@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "core.h"
+#include "quick.h"
 
 enum { EMIT_SLACK = 4096 }; /* records for frames of our own, beyond max_frames */
 
@@ -196,9 +198,9 @@ void colo_rec_take_over(struct colo_rec *rec, const struct colo_packet *packet)
 }
 
 /* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */
-struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make)
+struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, uint64_t hash, bool make)
 {
-    struct colo_flow *flow = colo_table_find(c->table, id);
+    struct colo_flow *flow = colo_table_find_hashed(c->table, id, hash);
 
     if (flow) {
         colo_flow_refresh(c, flow);
@@ -224,7 +226,9 @@ uint8_t colo_policy_of(colo_comparator *c, const struct colo_flow_id *id)
 {
     uint8_t by_class = c->config.pass_classes & 1u << id->cls ? COLO_POLICY_PASS : COLO_POLICY_COMPARE;
 
-    return c->policies && id->cls != COLO_CLASS_FRAGMENT ? colo_policies_find(c->policies, id, by_class) : by_class;
+    if (!c->policies || id->cls == COLO_CLASS_FRAGMENT)
+        return by_class;
+    return colo_policies_find(c->policies, id, by_class);
 }
 
 /*
@@ -238,11 +242,16 @@ static void hold_for_commit(colo_comparator *c, struct colo_rec *rec, const stru
     colo_policy_wants_checkpoint(c, id);
 }
 
-/* PROTECTED: decides what becomes of a frame. */
-static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
+/* PROTECTED: decides what becomes of a frame. `flow`: its flow, which is in the present epoch; NULL: to be found. */
+static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet, uint64_t hash,
+                  struct colo_flow *flow)
 {
-    struct colo_flow *flow = colo_flow_of(c, &packet->id, true);
-
+    if (!flow)
+        flow = colo_flow_of(c, &packet->id, hash, true);
+    c->judged = flow;
+    if (flow && packet->id.cls == COLO_CLASS_TCP &&
+        (rec->side == COLO_PRIMARY ? colo_quick_primary : colo_quick_secondary)(c, flow, rec, packet))
+        return;
     colo_rec_take_over(rec, packet);
     rec->judged = 1;
     rec->flow = flow;
@@ -262,8 +271,9 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
     }
 }
 
-/* A record in no list, PROTECTED or STOPPED. */
-static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet)
+/* A record in no list, PROTECTED or STOPPED; `hash` is its flow's, `flow` as in judge. */
+static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet, uint64_t hash,
+                         struct colo_flow *flow)
 {
     uint8_t policy = colo_policy_of(c, &packet->id);
 
@@ -287,7 +297,7 @@ static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct 
         else if (policy == COLO_POLICY_DROP_SECONDARY)
             hold_for_commit(c, rec, &packet->id);
         else
-            judge(c, rec, packet);
+            judge(c, rec, packet, hash, flow);
     }
 }
 
@@ -297,7 +307,15 @@ void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec)
 
     colo_parse(rec->data, rec->len, 0, &packet);
     packet.tcp_auth = 1; /* its ACK number lies in one of several frames: never lowered */
-    enter_parsed(c, rec, &packet);
+    enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
+}
+
+static void enter_alone(colo_comparator *c, struct colo_rec *rec)
+{
+    if (rec->side == COLO_PRIMARY)
+        colo_output_release(c, rec, COLO_REASON_ALONE);
+    else
+        colo_output_discard(c, rec, COLO_REASON_ALONE);
 }
 
 /* A record in no list, by the mode. */
@@ -306,14 +324,11 @@ void colo_enter(colo_comparator *c, struct colo_rec *rec)
     struct colo_packet packet;
 
     if (c->mode == COLO_MODE_ALONE) {
-        if (rec->side == COLO_PRIMARY)
-            colo_output_release(c, rec, COLO_REASON_ALONE);
-        else
-            colo_output_discard(c, rec, COLO_REASON_ALONE);
+        enter_alone(c, rec);
         return;
     }
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    enter_parsed(c, rec, &packet);
+    enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
 }
 
 /* Each side may fill half, so that neither can keep the other's frames out. */
@@ -332,7 +347,7 @@ static uint8_t limit_reached(const colo_comparator *c, int side, uint32_t len)
  */
 static void watch_level(colo_comparator *c, int side)
 {
-    if (c->mode == COLO_MODE_ALONE || c->wanted)
+    if (c->wanted)
         return;
     if (c->n.held_frames[side] >= c->config.max_frames / 4)
         colo_limit_near(c, COLO_CAUSE_LIMIT_FRAMES);
@@ -362,9 +377,20 @@ void colo_begin_call(colo_comparator *c, int64_t now)
     colo_output_retire(c);
 }
 
+/* PROTECTED or STOPPED. */
+static void enter_arrival(colo_comparator *c, struct colo_rec *rec, const struct colo_arrival *arrival)
+{
+    /* Only the frame before this one has been judged since its flow was found, and no frame's own flow is evicted. */
+    struct colo_flow *flow = arrival->same ? c->judged : NULL;
+
+    c->judged = NULL;
+    enter_parsed(c, rec, &arrival->packet, arrival->hash, flow);
+}
+
 long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame *frames, size_t count, int64_t now)
 {
-    size_t i;
+    struct colo_arrival arrivals[COLO_AHEAD];
+    size_t i, seen = 0;
 
     if (side != COLO_PRIMARY && side != COLO_SECONDARY)
         return COLO_ERR_MISUSE;
@@ -382,7 +408,13 @@ long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame 
         }
         c->n.frames_in[side]++;
         c->n.bytes_in[side] += frames[i].len;
-        colo_enter(c, rec);
+        if (c->mode == COLO_MODE_ALONE) {
+            enter_alone(c, rec);
+            continue;
+        }
+        if (i == seen)
+            seen += colo_ahead_look(c->table, frames + i, count - i, arrivals);
+        enter_arrival(c, rec, &arrivals[i % COLO_AHEAD]);
         watch_level(c, side);
     }
     return (long)i;

@@ -8,6 +8,8 @@
  *   tolerance.c   ... and which of their bytes may differ
  *   tcp.c         one TCP frame arrives: generation of the connection, stream offsets, queues
  *   stream.c      compares the two streams of a flow
+ *   quick.c       all of that for the next plain frame of a calm connection, which nearly every frame is
+ *   ahead.c       frames are parsed, and their flows fetched into the cache, some frames ahead
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
  *   datagram.c    everything that is not TCP: a bag per flow
  *   fragment.c    fragments, until their datagram is whole
@@ -59,6 +61,7 @@ struct colo_comparator {
     uint32_t debts_count;
     struct colo_flow *overtaken;  /* datagram flows whose first frame was overtaken, oldest first */
     struct colo_flow *overtaken_tail;
+    struct colo_flow *judged;     /* of the last frame of this call, if it was judged in one */
     uint64_t epoch;
     int64_t now;                  /* of the call in progress */
     uint8_t mode;                 /* enum colo_mode */
@@ -93,8 +96,11 @@ void colo_begin_call(colo_comparator *c, int64_t now);
 void colo_enter(colo_comparator *c, struct colo_rec *rec);
 /* What the record needs of its parsed frame. */
 void colo_rec_take_over(struct colo_rec *rec, const struct colo_packet *packet);
-/* The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. */
-struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, bool make);
+/*
+ * The flow in the present epoch; NULL: there is none, and none can be made or `make` is false. `hash` is the id's, by
+ * colo_table_hash.
+ */
+struct colo_flow *colo_flow_of(colo_comparator *c, const struct colo_flow_id *id, uint64_t hash, bool make);
 /* What the operator's rules, or else the class, say of that flow: enum colo_policy. */
 uint8_t colo_policy_of(colo_comparator *c, const struct colo_flow_id *id);
 /* A record that was taken from its lists leaves the counts of its side, and of its flow. */
@@ -116,6 +122,8 @@ void colo_stream_note_committed(colo_comparator *c, struct colo_flow *flow, cons
 /* The end of a frame's range of the stream: SYN and FIN count one position each. */
 int64_t colo_stream_end(const struct colo_rec *rec);
 bool colo_stream_has_range(const struct colo_rec *rec);
+/* `rec`, the flow's first_data, is about to leave. */
+void colo_stream_next_data(struct colo_flow *flow, const struct colo_rec *rec);
 bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end);
 /* Puts a placed secondary frame among the unmatched ones, or discards it where it says nothing new. */
 void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);

@@ -57,7 +57,7 @@ static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
     if (packet.id.cls != COLO_CLASS_TCP || colo_policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
         return;
-    if (!(flow = colo_flow_of(c, &packet.id, make)))
+    if (!(flow = colo_flow_of(c, &packet.id, colo_table_hash(c->table, &packet.id), make)))
         return; /* without a flow it is met in mid-stream when it speaks again */
     colo_rec_take_over(rec, &packet);
     colo_tcp_absorb(c, flow, rec);

@@ -84,9 +84,33 @@ void colo_table_destroy(struct colo_table *t)
     free(t);
 }
 
-static uint64_t hash_of(const struct colo_table *t, const struct colo_flow_id *id)
+uint64_t colo_table_hash(const struct colo_table *t, const struct colo_flow_id *id)
 {
     return colo_hash(t->seed, (const uint8_t *)id, sizeof *id);
+}
+
+/* Where a search for that hash begins. */
+static const struct slot *home_of(const struct colo_table *t, uint64_t hash)
+{
+    return &t->slots[(uint32_t)hash & t->mask];
+}
+
+void colo_table_fetch_slot(const struct colo_table *t, uint64_t hash)
+{
+    __builtin_prefetch(home_of(t, hash));
+}
+
+/* The flow at the search's first step; at our load most searches take one. */
+void colo_table_fetch_flow(const struct colo_table *t, uint64_t hash)
+{
+    const struct slot *slot = home_of(t, hash);
+
+    if (slot->ref && slot->tag == (uint32_t)(hash >> 32)) {
+        const char *flow = (const char *)at(t, slot->ref - 1);
+
+        for (size_t line = 0; line < sizeof(struct colo_flow); line += 64)
+            __builtin_prefetch(flow + line);
+    }
 }
 
 static struct colo_flow *find(const struct colo_table *t, const struct colo_flow_id *id, uint64_t hash)
@@ -97,20 +121,25 @@ static struct colo_flow *find(const struct colo_table *t, const struct colo_flow
         if (t->slots[i].tag == tag) {
             struct colo_flow *flow = at(t, t->slots[i].ref - 1);
 
-            if (memcmp(&flow->id, id, sizeof *id) == 0)
+            if (colo_flow_id_equal(&flow->id, id))
                 return flow;
         }
     }
     return NULL;
 }
 
-struct colo_flow *colo_table_find(struct colo_table *t, const struct colo_flow_id *id)
+struct colo_flow *colo_table_find_hashed(struct colo_table *t, const struct colo_flow_id *id, uint64_t hash)
 {
-    struct colo_flow *flow = find(t, id, hash_of(t, id));
+    struct colo_flow *flow = find(t, id, hash);
 
     if (flow)
         flow->used = 1;
     return flow;
+}
+
+struct colo_flow *colo_table_find(struct colo_table *t, const struct colo_flow_id *id)
+{
+    return colo_table_find_hashed(t, id, colo_table_hash(t, id));
 }
 
 static void unslot(struct colo_table *t, const struct colo_flow *flow)
@@ -247,7 +276,7 @@ static bool grow(struct colo_table *t)
 struct colo_flow *colo_table_add(struct colo_table *t, const struct colo_flow_id *id)
 {
     struct colo_flow *flow;
-    uint64_t hash = hash_of(t, id);
+    uint64_t hash = colo_table_hash(t, id);
     uint32_t i, index;
 
     if (!t->frees && !(t->made < t->limit && grow(t))) {

@@ -5,6 +5,8 @@
 #ifndef COLO_FLOW_H
 #define COLO_FLOW_H
 
+#include <string.h>
+
 #include "rec.h"
 
 enum { COLO_OOO_RANGES = 4, COLO_URGENT_MARKS = 4 };
@@ -40,6 +42,15 @@ enum colo_numbering {
 };
 
 struct colo_tcp {
+    /* Eight bytes that quick.c reads as one. */
+    uint8_t p_known;       /* p_base is valid */
+    uint8_t p_acked;       /* p_ack is valid */
+    uint8_t s_acked;       /* s_ack is valid */
+    uint8_t told_known;    /* told is valid */
+    uint8_t met_by_reset;  /* p_base was an RST's: not to be relied on beyond this epoch */
+    uint8_t awaits_s_syn;  /* the secondary's frames are the old connection's until its own new SYN */
+    uint8_t s_urgents;     /* how many of s_urgent are valid */
+    uint8_t ranges;        /* how many of `range` are in use */
     uint32_t p_base;       /* sequence number of offset 0: the primary's ISN, or the first number met */
     uint32_t s_base;       /* the same of the secondary's own numbers */
     uint32_t ack_base;     /* ACK number of ACK offset 0 */
@@ -49,29 +60,21 @@ struct colo_tcp {
     uint32_t p_urgent;     /* the primary's last urgent mark: the low 32 bits of the offset it points at (RFC 6093) */
     uint32_t s_urgent[COLO_URGENT_MARKS]; /* the secondary's last ones in this epoch, and the committed one */
     uint8_t p_urged;       /* p_urgent is valid */
-    uint8_t s_urgents;     /* how many of s_urgent are */
     uint8_t s_echo_known;
     uint32_t old_s_isn;    /* of the connection before this one */
     uint8_t old_s_known;
-    uint8_t awaits_s_syn;  /* the secondary's frames are the old connection's until its own new SYN */
     uint8_t s_left;        /* diverged, and the secondary speaks of its next connection already */
     uint8_t rst_flags;
-    uint8_t p_known;       /* p_base is valid */
-    uint8_t p_syn;         /* ... and is an ISN: offset 0 is the SYN */
-    uint8_t mid_stream;    /* ... and is but the first number met, in this epoch: what lies before it is unknown */
-    uint8_t met_by_reset;  /* ... and was an RST's: not to be relied on beyond this epoch */
+    uint8_t p_syn;         /* p_base is an ISN: offset 0 is the SYN */
+    uint8_t mid_stream;    /* ... is but the first number met, in this epoch: what lies before it is unknown */
     uint8_t s_own;         /* s_base is valid */
     uint8_t s_syn;         /* ... and is an ISN */
     uint8_t numbering;     /* enum colo_numbering */
     uint8_t ack_known;     /* ack_base is valid */
-    uint8_t p_acked;       /* p_ack is valid */
-    uint8_t s_acked;       /* s_ack is valid */
-    uint8_t told_known;    /* told is valid */
     uint8_t rst_seen;      /* the secondary sent an RST in this epoch */
     uint8_t rst_spare;     /* further ones that have not served yet */
     uint8_t rst_matched;   /* ... and so did the primary */
     uint8_t unsure;        /* to be forgotten with this epoch: what the primary had sent at its end isn't known */
-    uint8_t ranges;        /* how many of `range` are in use */
     int64_t origin;        /* offset of the first payload byte, for people */
     int64_t match;         /* all before this offset is matched or committed */
     int64_t p_high;        /* end of what the primary has sent */
@@ -128,12 +131,33 @@ struct colo_flow {
     } u;
 };
 
+/* Ids are compared for each frame: as words, for gcc makes a call of memcmp. Both are whole, their padding is 0. */
+static inline bool colo_flow_id_equal(const struct colo_flow_id *a, const struct colo_flow_id *b)
+{
+    const size_t size = sizeof *a;
+    uint64_t differ = 0, x, y;
+
+    for (size_t at = 0; at < size; at += 8) {
+        size_t from = at + 8 <= size ? at : size - 8; /* the last word overlaps the one before */
+
+        memcpy(&x, (const char *)a + from, sizeof x);
+        memcpy(&y, (const char *)b + from, sizeof y);
+        differ |= x ^ y;
+    }
+    return !differ;
+}
+
 struct colo_table;
 
 struct colo_table *colo_table_create(uint32_t max_flows, uint64_t seed);
 void colo_table_destroy(struct colo_table *table);
 /* The flow, or NULL. */
 struct colo_flow *colo_table_find(struct colo_table *table, const struct colo_flow_id *id);
+/* The same in steps, for one who knows early which flows he will want: hash, fetch the slot, fetch the flow, find. */
+uint64_t colo_table_hash(const struct colo_table *table, const struct colo_flow_id *id);
+void colo_table_fetch_slot(const struct colo_table *table, uint64_t hash);
+void colo_table_fetch_flow(const struct colo_table *table, uint64_t hash);
+struct colo_flow *colo_table_find_hashed(struct colo_table *table, const struct colo_flow_id *id, uint64_t hash);
 /*
  * A new, zeroed flow with id, hash, index and standing set. When the table is full an idle flow (nothing held, no
  * debt) makes room, by standing; none that has diverged in this epoch; among LIVE ones one not used lately, among others the oldest. NULL: none may, or memory is out.

@@ -6,8 +6,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A read into less than this part of a slab isn't worth its system call. */
-enum { LEAST_ROOM_PART = 8 };
+enum {
+    LEAST_ROOM_PART = 8, /* a read into less than this part of a slab isn't worth its system call */
+    LARGE = 16 * 1024,   /* a frame from which on moving a piece of it costs more than a system call */
+};
 
 void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int side, bool vnet_hdr, uint32_t max_frame)
 {
@@ -19,6 +21,7 @@ void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int sid
     in->slab = NULL;
     in->start = in->fill = 0;
     in->first = in->count = 0;
+    in->last = 0;
     in->ended = false;
     in->scanned = true;
     in->time = 0;
@@ -71,6 +74,31 @@ bool colo_input_waits(const struct colo_input *in)
     return in->count || !in->scanned;
 }
 
+/*
+ * Bytes of the frame that comes next, of which `part` are there. Before its length has come: as long as the last one, if
+ * that was large, for super-frames come in trains.
+ */
+static size_t expected(const struct colo_input *in, uint32_t part)
+{
+    if (part < 4 && in->last >= LARGE)
+        return in->last;
+    return colo_framing_need(&in->framing, in->slab->data + in->start, part);
+}
+
+/*
+ * How much to read: of large frames only whole ones, as far as can be foreseen. What is read of a frame that does not
+ * fit behind the others has to be moved to the next slab, which for super-frames would be half of all bytes.
+ */
+static size_t want(const struct colo_input *in)
+{
+    size_t room = in->pool->size - in->fill, part = in->fill - in->start, frame = expected(in, (uint32_t)part);
+
+    if (frame < LARGE || frame - part > room)
+        return room;
+    room -= frame - part;
+    return frame - part + room / frame * frame;
+}
+
 bool colo_input_prepare(struct colo_input *in, bool forced)
 {
     const uint32_t size = in->pool->size, part = in->fill - in->start;
@@ -82,7 +110,7 @@ bool colo_input_prepare(struct colo_input *in, bool forced)
         in->start = in->fill = 0;
         return in->slab != NULL;
     }
-    need = colo_framing_need(&in->framing, in->slab->data + in->start, part);
+    need = expected(in, part);
     if (need <= size - in->start && size - in->fill >= size / LEAST_ROOM_PART)
         return true;
     if (in->slab->refs == 1) { /* all its frames are gone: the same slab serves again, and is warm */
@@ -90,7 +118,7 @@ bool colo_input_prepare(struct colo_input *in, bool forced)
     } else {
         next = colo_slab_take(in->pool, in->side, forced);
         if (!next) /* the small rest is better than nothing, as long as the frame fits */
-            return need <= size - in->start && in->fill < size;
+            return colo_framing_need(&in->framing, in->slab->data + in->start, part) <= size - in->start && in->fill < size;
         memcpy(next->data, in->slab->data + in->start, part);
         colo_slab_put(in->pool, in->slab, 1);
         in->slab = next;
@@ -105,7 +133,7 @@ long colo_input_read(struct colo_input *in)
     ssize_t n;
 
     do
-        n = recv(in->fd, in->slab->data + in->fill, in->pool->size - in->fill, MSG_DONTWAIT);
+        n = recv(in->fd, in->slab->data + in->fill, want(in), MSG_DONTWAIT);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return COLO_ERR_SYSTEM;
@@ -141,6 +169,8 @@ uint32_t colo_input_scan(struct colo_input *in)
                                             &used);
     for (uint32_t i = 0; i < in->count; i++)
         in->frames[i].cookie = colo_slab_with_ordinal(in->frames[i].cookie, (uint8_t)i);
+    if (in->count)
+        in->last = in->frames[in->count - 1].len + colo_framing_head(in->vnet_hdr);
     in->slab->refs += in->count;
     in->start += (uint32_t)used;
     if (in->count < COLO_INPUT_BATCH) {

@@ -17,7 +17,7 @@
 #include "framing.h"
 #include "slab.h"
 
-enum { COLO_INPUT_BATCH = 256 };
+enum { COLO_INPUT_BATCH = 64 };
 
 struct colo_input {
     struct colo_slab_pool *pool;
@@ -28,6 +28,7 @@ struct colo_input {
     struct colo_framing framing;
     struct colo_slab *slab;   /* read into at `fill`, cut up from `start` on; NULL: none yet */
     uint32_t start, fill;
+    uint32_t last;            /* bytes of the frame that was cut last, words included */
     bool ended;               /* what lies in the slab is the end of a connection that is gone */
     bool scanned;             /* no whole frame is left between start and fill */
     int64_t time;             /* of the read */

@@ -61,15 +61,51 @@ struct colo_rec {
     uint8_t reason;           /* on its way out: enum colo_reason */
 };
 
-/* The list functions take the link to use, so that one record can be in two lists. */
-void colo_list_push(struct colo_list *list, struct colo_rec *rec);
-void colo_list_remove(struct colo_list *list, struct colo_rec *rec);
-struct colo_rec *colo_list_pop(struct colo_list *list);
+/* The lists of the comparator: by `link`. */
+static inline void colo_list_push(struct colo_list *list, struct colo_rec *rec)
+{
+    rec->link = (struct colo_link){.prev = list->tail};
+    *(list->tail ? &list->tail->link.next : &list->head) = rec;
+    list->tail = rec;
+}
 
-void colo_flow_list_push(struct colo_list *list, struct colo_rec *rec);
-/* Puts `rec` behind `after`, or first where `after` is NULL. */
-void colo_flow_list_insert(struct colo_list *list, struct colo_rec *after, struct colo_rec *rec);
-void colo_flow_list_remove(struct colo_list *list, struct colo_rec *rec);
+static inline void colo_list_remove(struct colo_list *list, struct colo_rec *rec)
+{
+    *(rec->link.prev ? &rec->link.prev->link.next : &list->head) = rec->link.next;
+    *(rec->link.next ? &rec->link.next->link.prev : &list->tail) = rec->link.prev;
+    rec->link = (struct colo_link){NULL, NULL};
+}
+
+static inline struct colo_rec *colo_list_pop(struct colo_list *list)
+{
+    struct colo_rec *rec = list->head;
+
+    if (rec)
+        colo_list_remove(list, rec);
+    return rec;
+}
+
+/* The lists of a flow: by `flow_link`. Puts `rec` behind `after`, or first where `after` is NULL. */
+static inline void colo_flow_list_insert(struct colo_list *list, struct colo_rec *after, struct colo_rec *rec)
+{
+    struct colo_rec *next = after ? after->flow_link.next : list->head;
+
+    rec->flow_link = (struct colo_link){.next = next, .prev = after};
+    *(after ? &after->flow_link.next : &list->head) = rec;
+    *(next ? &next->flow_link.prev : &list->tail) = rec;
+}
+
+static inline void colo_flow_list_push(struct colo_list *list, struct colo_rec *rec)
+{
+    colo_flow_list_insert(list, list->tail, rec);
+}
+
+static inline void colo_flow_list_remove(struct colo_list *list, struct colo_rec *rec)
+{
+    *(rec->flow_link.prev ? &rec->flow_link.prev->flow_link.next : &list->head) = rec->flow_link.next;
+    *(rec->flow_link.next ? &rec->flow_link.next->flow_link.prev : &list->tail) = rec->flow_link.prev;
+    rec->flow_link = (struct colo_link){NULL, NULL};
+}
 
 struct colo_pool;
 

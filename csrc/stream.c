@@ -34,6 +34,15 @@ bool colo_stream_has_range(const struct colo_rec *rec)
     return !(rec->tcp_flags & COLO_TCP_RST) && (rec->body_len || rec->tcp_flags & (COLO_TCP_SYN | COLO_TCP_FIN));
 }
 
+void colo_stream_next_data(struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_rec *next = rec->flow_link.next;
+
+    while (next && !colo_stream_has_range(next))
+        next = next->flow_link.next;
+    flow->u.tcp.first_data = next;
+}
+
 bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end)
 {
     if (start < 0 && (tcp->mid_stream || tcp->p_syn)) /* before all that is known, or before the SYN: not this stream's */

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quick.h"
+
+#include <string.h>
+
+#include "seq.h"
+
+enum { EVENTFUL = COLO_TCP_SYN | COLO_TCP_FIN | COLO_TCP_RST | COLO_TCP_URG };
+
+static bool is_plain(uint8_t tcp_flags, uint32_t body_len)
+{
+    return (tcp_flags & (EVENTFUL | COLO_TCP_ACK)) == COLO_TCP_ACK && body_len;
+}
+
+/* Where the eight bytes at the front of colo_tcp say that numbers are known, and nothing out of the way has happened. */
+static bool is_settled(const struct colo_tcp *tcp)
+{
+    static const uint8_t settled[8] = {1, 1, 1, 1, 0, 0, 0, 0};
+
+    _Static_assert(offsetof(struct colo_tcp, ranges) == sizeof settled - 1, "eight bytes, the first four of them flags");
+    return memcmp(tcp, settled, sizeof settled) == 0;
+}
+
+/* A flow in which nothing waits for a decision, and a frame that brings none. */
+static bool is_calm(const colo_comparator *c, const struct colo_flow *flow, const struct colo_packet *packet)
+{
+    const struct colo_tcp *tcp = &flow->u.tcp;
+
+    return is_plain(packet->tcp_flags, packet->body_len) && is_settled(tcp) && flow->epoch == c->epoch &&
+           !flow->diverged && tcp->numbering == COLO_NUMBERS_PRIMARY && !c->tolerances && !tcp->debt && !tcp->rst_rec &&
+           !tcp->later.head && !tcp->unplaced.head;
+}
+
+static int64_t end_of(const struct colo_rec *rec)
+{
+    return rec->off + rec->body_len;
+}
+
+/* Two plain frames, both of which cover `at`: how many bytes from there on both have; 0 where these differ. */
+static int64_t equal_span(const struct colo_rec *a, const struct colo_rec *b, int64_t at)
+{
+    int64_t n = (end_of(a) < end_of(b) ? end_of(a) : end_of(b)) - at;
+
+    return memcmp(a->data + a->body + (at - a->off), b->data + b->body + (at - b->off), (size_t)n) == 0 ? n : 0;
+}
+
+static bool covers(const struct colo_rec *rec, int64_t at)
+{
+    return is_plain(rec->tcp_flags, rec->body_len) && rec->off <= at && end_of(rec) > at;
+}
+
+static void take_over(struct colo_rec *rec, struct colo_flow *flow, const struct colo_packet *packet, int64_t off)
+{
+    colo_rec_take_over(rec, packet);
+    rec->judged = 1;
+    rec->flow = flow;
+    rec->off = off;
+}
+
+static bool has_room(const colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec)
+{
+    return flow->held[rec->side] < c->config.max_flow_frames &&
+           flow->held_bytes[rec->side] + rec->len <= c->config.max_flow_bytes;
+}
+
+static void hold(colo_comparator *c, struct colo_list *list, struct colo_rec *rec)
+{
+    colo_held_add(c, rec);
+    colo_flow_list_push(list, rec);
+}
+
+static void release(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec)
+{
+    int64_t ack = colo_seq_extend(tcp->ack_base, tcp->p_ack, rec->ack);
+
+    if (end_of(rec) > tcp->out_high)
+        tcp->out_high = end_of(rec);
+    if (ack > tcp->told)
+        tcp->told = ack;
+    colo_output_release(c, rec, COLO_REASON_MATCHED);
+}
+
+/* Compares a new primary frame with what the secondary has said already. False: there is a difference. */
+static bool compare_primary(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    struct colo_rec *s;
+    int64_t n;
+
+    while (tcp->match < end_of(rec) && (s = flow->s.head) && s->off <= tcp->match) {
+        if (!covers(s, tcp->match) || !(n = equal_span(rec, s, tcp->match)))
+            return false;
+        tcp->match += n;
+        c->n.compared_bytes += (uint64_t)n;
+        if (end_of(s) > tcp->match)
+            break;
+        colo_flow_list_remove(&flow->s, s);
+        colo_held_remove(c, s);
+        colo_output_discard(c, s, COLO_REASON_MATCHED);
+    }
+    return true;
+}
+
+bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec,
+                        const struct colo_packet *packet)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    int64_t off;
+
+    if (!is_calm(c, flow, packet) || flow->standing == COLO_FRESH || !has_room(c, flow, rec))
+        return false;
+    off = colo_seq_extend(tcp->p_base, tcp->p_high, packet->seq);
+    if (off != tcp->p_high || packet->ack != colo_seq_at(tcp->ack_base, tcp->p_ack))
+        return false;
+    if (flow->s.head && (flow->p.head || off != tcp->match || tcp->p_ack > tcp->s_ack))
+        return false;
+    take_over(rec, flow, packet, off);
+    if (!compare_primary(c, flow, rec))
+        return false;
+    tcp->p_high = end_of(rec);
+    if (tcp->match == tcp->p_high) {
+        release(c, tcp, rec);
+    } else {
+        hold(c, &flow->p, rec);
+        if (!tcp->first_data)
+            tcp->first_data = rec;
+    }
+    return true;
+}
+
+/* Compares a new secondary frame with the primary's that are held. False: with a difference, or with no plain one. */
+static bool compare_secondary(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    int64_t n;
+
+    for (struct colo_rec *p = flow->p.head; p && tcp->match < end_of(rec); p = p->flow_link.next) {
+        if (!covers(p, tcp->match) || !(n = equal_span(p, rec, tcp->match)))
+            return false;
+        tcp->match += n;
+        c->n.compared_bytes += (uint64_t)n;
+    }
+    return true;
+}
+
+static void release_matched(colo_comparator *c, struct colo_flow *flow)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    struct colo_rec *p;
+
+    while ((p = flow->p.head)) {
+        bool plain = is_plain(p->tcp_flags, p->body_len);
+
+        if (plain && end_of(p) > tcp->match)
+            return;
+        if (!plain || colo_seq_extend(tcp->ack_base, tcp->s_ack, p->ack) > tcp->s_ack) {
+            colo_ack_release(c, flow); /* it may have to leave lowered, or not at all */
+            return;
+        }
+        colo_stream_next_data(flow, p);
+        colo_flow_list_remove(&flow->p, p);
+        colo_held_remove(c, p);
+        release(c, tcp, p);
+    }
+}
+
+bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec,
+                          const struct colo_packet *packet)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    int64_t off;
+
+    if (!is_calm(c, flow, packet) || flow->s.head || !has_room(c, flow, rec))
+        return false;
+    off = colo_seq_extend(tcp->p_base, tcp->s_high, packet->seq);
+    if (off != tcp->s_high || off != tcp->match || packet->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
+        return false;
+    take_over(rec, flow, packet, off);
+    if (!compare_secondary(c, flow, rec))
+        return false;
+    tcp->s_high = end_of(rec);
+    colo_ack_note_echo(flow, rec);
+    if (tcp->match == tcp->s_high)
+        colo_output_discard(c, rec, COLO_REASON_MATCHED);
+    else
+        hold(c, &flow->s, rec);
+    release_matched(c, flow);
+    return true;
+}
