@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "workload.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "load.h"
+
+enum {
+    ETH_LEN = 14,
+    IP_LEN = 20,
+    TCP_LEN = 20,
+    UDP_LEN = 8,
+    ACTIONS = 256,
+    SYN_ACK = 0x12,
+    PSH_ACK = 0x18,
+    GSO_TCPV4 = 1,
+};
+
+static const int64_t FOREVER = (int64_t)3600 * 1000000000;
+
+struct side {
+    uint8_t *arena;
+    struct colo_frame *frames;
+    uint64_t count;
+};
+
+struct workload {
+    struct workload_spec spec;
+    colo_comparator *comparator;
+    struct side sides[2];
+    uint32_t header;   /* bytes before the payload */
+    uint64_t bytes;    /* of the primary's frames */
+    uint64_t stream;   /* payload bytes of each flow before this pass */
+    uint64_t per_flow; /* ... and in it */
+    int64_t now;
+    uint8_t *copy;     /* MEMORY */
+};
+
+/* ------------------------------------------------------------------ frames */
+
+static void write_header(const struct workload *w, uint8_t *p, uint32_t flow, uint64_t at, uint32_t length,
+                         uint8_t flags)
+{
+    bool udp = w->spec.kind == WORKLOAD_UDP;
+    uint32_t l4 = udp ? UDP_LEN : TCP_LEN;
+
+    memset(p, 0, w->header);
+    if (w->spec.vnet_len) {
+        p[0] = 1; /* NEEDS_CSUM */
+        p[1] = GSO_TCPV4;
+        p += w->spec.vnet_len;
+    }
+    memcpy(p, "\x52\x54\x00\x00\x00\xc1\x52\x54\x00\x12\x34\x56\x08\x00", ETH_LEN);
+    p += ETH_LEN;
+    p[0] = 0x45;
+    colo_store16(p + 2, (uint16_t)(IP_LEN + l4 + length));
+    p[8] = 64;
+    p[9] = udp ? 17 : 6;
+    colo_store32(p + 12, 0x0a000001);
+    colo_store32(p + 16, 0x0a000002 + flow / 50000);
+    p += IP_LEN;
+    colo_store16(p, 80);
+    colo_store16(p + 2, (uint16_t)(1024 + flow % 50000));
+    if (udp) {
+        colo_store16(p + 4, (uint16_t)(UDP_LEN + length));
+        return;
+    }
+    colo_store32(p + 4, (uint32_t)at);
+    colo_store32(p + 8, 1);
+    p[12] = TCP_LEN / 4 << 4;
+    p[13] = flags;
+    colo_store16(p + 14, 64240);
+}
+
+/* Payload depends on its place in the stream only, so that both sides agree however they are cut. */
+static void write_payload(uint8_t *p, uint64_t at, uint32_t length)
+{
+    for (uint32_t i = 0; i < length; i++)
+        p[i] = (uint8_t)(at + i);
+}
+
+static void fill_side(struct workload *w, int side, bool payload)
+{
+    const struct workload_spec *spec = &w->spec;
+    uint32_t cut = side == COLO_SECONDARY && spec->recut ? spec->recut : spec->length;
+    uint64_t burst = (uint64_t)spec->burst * spec->length;
+    struct side *s = &w->sides[side];
+    uint8_t *p = s->arena;
+
+    s->count = 0;
+    for (uint64_t at = 0; at < w->per_flow; at += burst)
+        for (uint32_t flow = 0; flow < spec->flows; flow++)
+            for (uint64_t from = 0; from < burst; from += cut) {
+                uint32_t length = burst - from < cut ? (uint32_t)(burst - from) : cut;
+
+                write_header(w, p, flow, 1 + w->stream + at + from, length, PSH_ACK);
+                if (payload)
+                    write_payload(p + w->header, at + from, length);
+                s->frames[s->count] = (struct colo_frame){
+                    .data = p, .len = w->header + length, .vnet_len = spec->vnet_len, .cookie = s->count};
+                s->count++;
+                p += (w->header + length + 15) & ~15u;
+            }
+}
+
+void workload_fill(struct workload *w)
+{
+    w->stream += w->per_flow;
+    for (int side = 0; side < 2; side++)
+        fill_side(w, side, false);
+}
+
+/* ------------------------------------------------------------------ passes */
+
+static uint64_t carry_out(struct workload *w)
+{
+    struct colo_action actions[ACTIONS];
+    uint64_t released = 0;
+    size_t n;
+
+    while ((n = colo_comparator_actions(w->comparator, actions, ACTIONS)))
+        for (size_t i = 0; i < n; i++)
+            released += actions[i].kind == COLO_RELEASE;
+    return released;
+}
+
+static uint64_t feed(struct workload *w, int side, uint64_t from, uint64_t to)
+{
+    uint64_t released = 0;
+
+    while (from < to) {
+        uint64_t n = to - from < w->spec.turn ? to - from : w->spec.turn;
+        long taken = colo_comparator_feed(w->comparator, side, w->sides[side].frames + from, n, w->now);
+
+        if (taken <= 0)
+            abort(); /* the limits are wide enough for every spec that create accepts */
+        from += (uint64_t)taken;
+        released += carry_out(w);
+    }
+    return released;
+}
+
+static uint64_t compare(struct workload *w)
+{
+    const struct side *p = &w->sides[COLO_PRIMARY], *s = &w->sides[COLO_SECONDARY];
+    uint64_t at[2] = {0, 0}, sent[2] = {0, 0}, released = 0;
+
+    while (at[0] < p->count || at[1] < s->count) {
+        uint64_t to = at[0] + w->spec.turn < p->count ? at[0] + w->spec.turn : p->count;
+
+        for (uint64_t i = at[0]; i < to; i++)
+            sent[0] += p->frames[i].len - w->header;
+        released += feed(w, COLO_PRIMARY, at[0], to);
+        at[0] = to;
+        for (to = at[1]; to < s->count && (at[0] == p->count || sent[1] + w->spec.skew < sent[0]); to++)
+            sent[1] += s->frames[to].len - w->header;
+        released += feed(w, COLO_SECONDARY, at[1], to);
+        at[1] = to;
+        w->now += 1000;
+    }
+    return released;
+}
+
+static uint64_t commit(struct workload *w)
+{
+    uint64_t released = feed(w, COLO_PRIMARY, 0, w->sides[COLO_PRIMARY].count);
+
+    w->now += 1000;
+    colo_comparator_stop(w->comparator, w->now);
+    w->now += 1000;
+    colo_comparator_commit(w->comparator, w->now, w->now);
+    return released + carry_out(w);
+}
+
+static uint64_t parse(struct workload *w)
+{
+    const struct side *p = &w->sides[COLO_PRIMARY];
+    struct colo_description d;
+    uint64_t parsed = 0;
+
+    for (uint64_t i = 0; i < p->count; i++)
+        parsed += colo_frame_describe(&p->frames[i], &d) == 0 && d.body_len == w->spec.length;
+    return parsed;
+}
+
+static uint64_t touch(struct workload *w)
+{
+    const struct side *p = &w->sides[COLO_PRIMARY], *s = &w->sides[COLO_SECONDARY];
+    uint64_t equal = 0;
+
+    for (uint64_t i = 0; i < p->count; i++) {
+        equal += memcmp(p->frames[i].data, s->frames[i].data, p->frames[i].len) == 0;
+        memcpy(w->copy + (p->frames[i].data - p->arena), p->frames[i].data, p->frames[i].len);
+    }
+    return equal;
+}
+
+__attribute__((noinline)) uint64_t workload_pass(struct workload *w)
+{
+    switch (w->spec.kind) {
+    case WORKLOAD_COMMIT:
+        return commit(w);
+    case WORKLOAD_PARSE:
+        return parse(w);
+    case WORKLOAD_MEMORY:
+        return touch(w);
+    default:
+        return compare(w);
+    }
+}
+
+uint64_t workload_frames(const struct workload *w)
+{
+    return w->sides[COLO_PRIMARY].count;
+}
+
+uint64_t workload_bytes(const struct workload *w)
+{
+    return w->bytes;
+}
+
+/* ---------------------------------------------------------------- creation */
+
+static bool begin_flows(struct workload *w)
+{
+    uint8_t *p = w->sides[0].arena;
+    struct colo_frame frame = {.data = p, .len = w->header, .vnet_len = w->spec.vnet_len};
+
+    colo_comparator_commit(w->comparator, w->now, w->now);
+    if (w->spec.kind == WORKLOAD_UDP)
+        return true;
+    for (uint32_t flow = 0; flow < w->spec.flows; flow++) {
+        write_header(w, p, flow, 0, 0, SYN_ACK);
+        for (int side = 0; side < 2; side++)
+            if (colo_comparator_feed(w->comparator, side, &frame, 1, w->now) != 1)
+                return false;
+        if (carry_out(w) != 1)
+            return false;
+    }
+    return true;
+}
+
+static bool make_side(struct workload *w, int side, uint32_t cut)
+{
+    uint64_t bursts = (uint64_t)w->spec.flows * (w->per_flow / ((uint64_t)w->spec.burst * w->spec.length));
+    uint64_t frames = bursts * (((uint64_t)w->spec.burst * w->spec.length + cut - 1) / cut);
+    struct side *s = &w->sides[side];
+
+    s->arena = malloc(frames * ((w->header + cut + 15) & ~15u));
+    s->frames = calloc(frames, sizeof *s->frames);
+    if (!s->arena || !s->frames)
+        return false;
+    fill_side(w, side, true);
+    return true;
+}
+
+struct workload *workload_create(const struct workload_spec *spec)
+{
+    struct workload *w = calloc(1, sizeof *w);
+    struct colo_config config;
+    uint64_t rounds;
+
+    if (!w || !spec->flows || !spec->length || !spec->burst || !spec->turn) {
+        free(w);
+        return NULL;
+    }
+    w->spec = *spec;
+    w->now = 1000;
+    w->header = spec->vnet_len + ETH_LEN + IP_LEN + (spec->kind == WORKLOAD_UDP ? UDP_LEN : TCP_LEN);
+    rounds = (spec->frames + (uint64_t)spec->flows * spec->burst - 1) / ((uint64_t)spec->flows * spec->burst);
+    w->per_flow = rounds * spec->burst * spec->length;
+    colo_config_default(&config);
+    config.compare_timeout = FOREVER;
+    config.max_flow_frames = config.max_frames = 1 << 24;
+    config.max_flow_bytes = config.max_bytes = UINT64_MAX / 4;
+    config.hash_seed = 1;
+    w->comparator = colo_comparator_create(&config);
+    if (!w->comparator || !make_side(w, COLO_PRIMARY, spec->length) ||
+        !make_side(w, COLO_SECONDARY, spec->recut ? spec->recut : spec->length) || !begin_flows(w)) {
+        workload_destroy(w);
+        return NULL;
+    }
+    for (uint64_t i = 0; i < w->sides[0].count; i++)
+        w->bytes += w->sides[0].frames[i].len;
+    w->stream = -w->per_flow;
+    if (spec->kind == WORKLOAD_MEMORY && !(w->copy = calloc(1, w->bytes + w->sides[0].count * 16))) {
+        workload_destroy(w);
+        return NULL;
+    }
+    return w;
+}
+
+void workload_destroy(struct workload *w)
+{
+    if (!w)
+        return;
+    colo_comparator_destroy(w->comparator);
+    for (int side = 0; side < 2; side++) {
+        free(w->sides[side].arena);
+        free(w->sides[side].frames);
+    }
+    free(w->copy);
+    free(w);
+}
