@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the two native parts; all metadata is in pyproject.toml."""
+"""Builds the native parts; all metadata is in pyproject.toml."""
 
 from setuptools import Extension, setup
 
 setup(
-    cffi_modules=["coloproxy/_cffi_build.py:ffibuilder"],
+    cffi_modules=["coloproxy/_cffi_build.py:ffibuilder", "coloproxy/_traffic_build.py:ffibuilder"],
     ext_modules=[
         # Not a Python module: a preload library for test beds without KVM (coloproxy/testbed/tcg.py). Built here
         # so that it lies in the package, for the interpreter's own platform.

@@ -12,8 +12,12 @@ _HEADER = _ROOT / "csrc" / "coloproxy.h"
 _NOT_CORE = {"tcg_colo_shim.c"}
 
 
-def _cdef() -> str:
-    text = _HEADER.read_text(encoding="utf-8")
+CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-fvisibility=hidden"]
+
+
+def marked_cdef(header: Path) -> str:
+    """The part of a public header that is also the cdef of its binding."""
+    text = header.read_text(encoding="utf-8")
     begin, end = "/* cffi:begin */", "/* cffi:end */"
     return text[text.index(begin) + len(begin) : text.index(end)]
 
@@ -24,13 +28,13 @@ def core_sources() -> list[str]:
 
 
 ffibuilder = FFI()
-ffibuilder.cdef(_cdef())
+ffibuilder.cdef(marked_cdef(_HEADER))
 ffibuilder.set_source(
     "coloproxy._core",
     '#include "coloproxy.h"',
     sources=core_sources(),
     include_dirs=["csrc"],
     depends=[f"csrc/{p.name}" for p in sorted((_ROOT / "csrc").glob("*.h"))],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    extra_compile_args=CFLAGS,
     libraries=["pthread"],
 )
