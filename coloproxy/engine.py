@@ -101,9 +101,9 @@ class Engine:
     Args:
         vnet_hdr: QEMU's filters have vnet_hdr_support=on.
         max_frame: largest frame accepted, bytes; 69,632 by default, as QEMU itself.
-        slab_size: bytes of one receive slab; at least ``max_frame`` + 8. 128 KiB by default.
+        slab_size: bytes of one receive slab; at least ``max_frame`` + 8. 512 KiB by default.
         max_slabs: bound of the memory for frames, both sides together, allocated when needed; each side owns a
-            quarter that the other can't take. 3,072 by default (384 MiB).
+            quarter that the other can't take. 768 by default (384 MiB).
         max_out_bytes: released bytes that may wait for outdev before the inputs are no longer read. 16 MiB by default.
         options: of its comparator, see :class:`coloproxy.config.ComparatorOptions`; hash_seed is random if left out.
 

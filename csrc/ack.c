@@ -239,10 +239,10 @@ static void pay(colo_comparator *c, struct colo_flow *flow)
         colo_ack_drop_debt(c, flow);
 }
 
-void colo_ack_note_echo(struct colo_flow *flow, const struct colo_rec *rec)
+void colo_ack_note_echo(struct colo_flow *flow, const uint8_t *header)
 {
     uint32_t size = 0;
-    const uint8_t *timestamps = find_option(rec->data + rec->l4, OPTION_TIMESTAMPS, &size);
+    const uint8_t *timestamps = find_option(header, OPTION_TIMESTAMPS, &size);
 
     if (timestamps && size == 10) {
         flow->u.tcp.s_echo = colo_load32(timestamps + 6);

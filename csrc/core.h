@@ -147,8 +147,8 @@ bool colo_stream_urgent_agrees(const struct colo_tcp *tcp, const struct colo_rec
 
 /* ack.c */
 void colo_ack_note(struct colo_flow *flow, int side, uint32_t ack);
-/* Notes the client's timestamp that a secondary frame echoes. */
-void colo_ack_note_echo(struct colo_flow *flow, const struct colo_rec *rec);
+/* Notes the client's timestamp that a secondary frame, whose TCP header is given, echoes. */
+void colo_ack_note_echo(struct colo_flow *flow, const uint8_t *header);
 /* A secondary frame without payload, in no list, whose ACK has been noted: tells the client what is missing there. */
 void colo_ack_repeat(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 /* Releases what may leave, in order, and pays ACKs that the client is still owed. */

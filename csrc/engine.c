@@ -33,9 +33,9 @@ void colo_engine_config_default(struct colo_engine_config *config)
 {
     *config = (struct colo_engine_config){
         .max_frame = 69632, /* NET_BUFSIZE of QEMU: what its own reader accepts */
-        .slab_size = 128 * 1024,
+        .slab_size = 512 * 1024, /* what a read takes at most: docs/performance.md */
         /* 384 MiB, allocated as needed: densely filled, more than max_bytes of the comparator and max_out_bytes. */
-        .max_slabs = 3072,
+        .max_slabs = 768,
         .max_out_bytes = 16 << 20,
     };
     colo_config_default(&config->comparator);

@@ -8,7 +8,7 @@
 enum {
     ACTIONS = 256,
     EVENTS = 8,
-    DRAIN_READS = 1024, /* at most, of one input at one stop: 128 MiB, more than sockets hold */
+    DRAIN_READS = 256, /* at most, of one input at one stop: 128 MiB, more than sockets hold */
 };
 
 int64_t colo_clock_now(void)

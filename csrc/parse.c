@@ -96,7 +96,22 @@ static bool parse_tcp_options(const uint8_t *p, uint32_t len, struct colo_packet
     return true;
 }
 
-static inline bool parse_tcp(struct cursor *c, struct colo_packet *out)
+/* Ports, numbers, flags and options of a header of `header` bytes, all of which are there. */
+static inline void read_tcp_header(const uint8_t *p, uint32_t header, struct colo_packet *out)
+{
+    out->id.sport = colo_load16(p);
+    out->id.dport = colo_load16(p + 2);
+    out->seq = colo_load32(p + 4);
+    out->ack = colo_load32(p + 8);
+    out->tcp_flags = p[13];
+    out->csum = colo_load16(p + 16);
+    out->syn.wscale = 255;
+    /* Options that make no sense are what both VMs' stacks ignore; only the bytes of the stream are judged. */
+    if (header > 20)
+        (void)parse_tcp_options(p + 20, header - 20, out);
+}
+
+static bool parse_tcp(struct cursor *c, struct colo_packet *out)
 {
     const uint8_t *p = c->data + c->at;
     uint32_t header;
@@ -106,15 +121,7 @@ static inline bool parse_tcp(struct cursor *c, struct colo_packet *out)
     header = (uint32_t)(p[12] >> 4) * 4;
     if (header < 20 || header > left(c))
         return false;
-    out->id.sport = colo_load16(p);
-    out->id.dport = colo_load16(p + 2);
-    out->seq = colo_load32(p + 4);
-    out->ack = colo_load32(p + 8);
-    out->tcp_flags = p[13];
-    out->csum = colo_load16(p + 16);
-    out->syn.wscale = 255;
-    /* Options that make no sense are what both VMs' stacks ignore; only the bytes of the stream are judged. */
-    (void)parse_tcp_options(p + 20, header - 20, out);
+    read_tcp_header(p, header, out);
     c->at += header;
     body_is_rest(out, c, COLO_CLASS_TCP);
     return true;
@@ -328,38 +335,48 @@ static bool is_link_local(const uint8_t *mac)
     return memcmp(mac, prefix, sizeof prefix) == 0 && mac[5] < 0x10;
 }
 
+/* struct virtio_net_hdr (virtio 1.2, section 5.1.6): flags, gso_type, hdr_len, gso_size, ...; little-endian. */
+static void parse_vnet(const uint8_t *data, uint32_t vnet_len, struct colo_packet *out)
+{
+    out->csum_partial = data[0] & VNET_NEEDS_CSUM;
+    if (vnet_len >= 6 && (data[1] & ~VNET_GSO_ECN) == VNET_GSO_UDP_L4)
+        out->uso = (uint16_t)(data[4] | data[5] << 8);
+}
+
 /*
  * Most frames of a busy VM: TCP in IPv4 without VLAN, IP options or fragments. False: any other, or one that makes no
- * sense; then nothing was written. What is written is what the long way would write.
+ * sense; the long way then begins anew. What is written is what that would write.
  */
 static bool parse_plain_tcp(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct colo_packet *out)
 {
-    const uint8_t *ip = data + vnet_len + ETH_LEN;
-    struct cursor c = {data, vnet_len + ETH_LEN + 20, len};
-    uint32_t total;
+    const uint32_t l3 = vnet_len + ETH_LEN, l4 = l3 + 20;
+    const uint8_t *ip = data + l3, *tcp = data + l4;
+    uint32_t total, header;
 
     if (len - vnet_len < ETH_LEN + 40 || colo_load16(ip - 2) != TYPE_IPV4 || ip[0] != 0x45 || ip[9] != PROTO_TCP ||
         colo_load16(ip + 6) & 0x3fff)
         return false;
     total = colo_load16(ip + 2);
-    if (total < 40 || total > len - vnet_len - ETH_LEN)
+    header = (uint32_t)(tcp[12] >> 4) * 4;
+    if (total > len - l3 || header < 20 || total < 20 + header)
         return false;
-    c.end = vnet_len + ETH_LEN + total;
-    if (!parse_tcp(&c, out))
-        return false;
-    out->id.ethertype = TYPE_IPV4;
     out->id.family = 4;
     out->id.protocol = PROTO_TCP;
+    out->id.cls = COLO_CLASS_TCP;
+    out->id.ethertype = TYPE_IPV4;
     memcpy(out->id.src, ip + 12, 4);
     memcpy(out->id.dst, ip + 16, 4);
-    out->l3 = vnet_len + ETH_LEN;
-    out->l4 = vnet_len + ETH_LEN + 20;
+    out->l3 = l3;
+    out->l4 = l4;
+    out->body = l4 + header;
+    out->body_len = total - 20 - header;
+    read_tcp_header(tcp, header, out);
     return true;
 }
 
 void colo_parse(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct colo_packet *out)
 {
-    struct cursor c = {data, vnet_len, len};
+    struct cursor c;
     bool parsed = true;
 
     colo_zero(out, sizeof *out);
@@ -368,12 +385,11 @@ void colo_parse(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct col
         whole_frame(out, vnet_len > len ? len : vnet_len, len, COLO_CLASS_MALFORMED);
         return;
     }
-    out->csum_partial = vnet_len > 0 && (data[0] & VNET_NEEDS_CSUM);
-    /* struct virtio_net_hdr (virtio 1.2, section 5.1.6): flags, gso_type, hdr_len, gso_size, ...; little-endian. */
-    if (vnet_len >= 6 && (data[1] & ~VNET_GSO_ECN) == VNET_GSO_UDP_L4)
-        out->uso = (uint16_t)(data[4] | data[5] << 8);
+    if (vnet_len)
+        parse_vnet(data, vnet_len, out);
     if (parse_plain_tcp(data, len, vnet_len, out))
         return;
+    c = (struct cursor){data, vnet_len, len};
     out->id.ethertype = parse_ethertype(&c, out);
     switch (out->id.ethertype) {
     case TYPE_IPV4:

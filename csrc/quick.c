@@ -36,12 +36,23 @@ static int64_t end_of(const struct colo_rec *rec)
     return rec->off + rec->body_len;
 }
 
-/* Two plain frames, both of which cover `at`: how many bytes from there on both have; 0 where these differ. */
-static int64_t equal_span(const struct colo_rec *a, const struct colo_rec *b, int64_t at)
-{
-    int64_t n = (end_of(a) < end_of(b) ? end_of(a) : end_of(b)) - at;
+/* The payload of a new frame, in its stream. */
+struct span {
+    int64_t from, to;
+    const uint8_t *bytes;
+};
 
-    return memcmp(a->data + a->body + (at - a->off), b->data + b->body + (at - b->off), (size_t)n) == 0 ? n : 0;
+static struct span span_of(const struct colo_rec *rec, const struct colo_packet *packet, int64_t off)
+{
+    return (struct span){off, off + packet->body_len, rec->data + packet->body};
+}
+
+/* Both cover `at`: how many bytes from there on both have; 0 where these differ. */
+static int64_t equal_from(const struct span *a, const struct colo_rec *b, int64_t at)
+{
+    int64_t n = (a->to < end_of(b) ? a->to : end_of(b)) - at;
+
+    return memcmp(a->bytes + (at - a->from), b->data + b->body + (at - b->off), (size_t)n) == 0 ? n : 0;
 }
 
 static bool covers(const struct colo_rec *rec, int64_t at)
@@ -49,13 +60,6 @@ static bool covers(const struct colo_rec *rec, int64_t at)
     return is_plain(rec->tcp_flags, rec->body_len) && rec->off <= at && end_of(rec) > at;
 }
 
-static void take_over(struct colo_rec *rec, struct colo_flow *flow, const struct colo_packet *packet, int64_t off)
-{
-    colo_rec_take_over(rec, packet);
-    rec->judged = 1;
-    rec->flow = flow;
-    rec->off = off;
-}
 
 static bool has_room(const colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *rec)
 {
@@ -63,32 +67,36 @@ static bool has_room(const colo_comparator *c, const struct colo_flow *flow, con
            flow->held_bytes[rec->side] + rec->len <= c->config.max_flow_bytes;
 }
 
-static void hold(colo_comparator *c, struct colo_list *list, struct colo_rec *rec)
+static void hold(colo_comparator *c, struct colo_flow *flow, struct colo_list *list, struct colo_rec *rec,
+                 const struct colo_packet *packet, int64_t off)
 {
+    colo_rec_take_over(rec, packet);
+    rec->judged = 1;
+    rec->flow = flow;
+    rec->off = off;
     colo_held_add(c, rec);
     colo_flow_list_push(list, rec);
 }
 
-static void release(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec)
+/* A primary frame that reaches to `end` and acknowledges `ack` leaves. */
+static void release(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec, int64_t end, int64_t ack)
 {
-    int64_t ack = colo_seq_extend(tcp->ack_base, tcp->p_ack, rec->ack);
-
-    if (end_of(rec) > tcp->out_high)
-        tcp->out_high = end_of(rec);
+    if (end > tcp->out_high)
+        tcp->out_high = end;
     if (ack > tcp->told)
         tcp->told = ack;
     colo_output_release(c, rec, COLO_REASON_MATCHED);
 }
 
 /* Compares a new primary frame with what the secondary has said already. False: there is a difference. */
-static bool compare_primary(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+static bool compare_primary(colo_comparator *c, struct colo_flow *flow, const struct span *span)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
     struct colo_rec *s;
     int64_t n;
 
-    while (tcp->match < end_of(rec) && (s = flow->s.head) && s->off <= tcp->match) {
-        if (!covers(s, tcp->match) || !(n = equal_span(rec, s, tcp->match)))
+    while (tcp->match < span->to && (s = flow->s.head) && s->off <= tcp->match) {
+        if (!covers(s, tcp->match) || !(n = equal_from(span, s, tcp->match)))
             return false;
         tcp->match += n;
         c->n.compared_bytes += (uint64_t)n;
@@ -105,6 +113,7 @@ bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_
                         const struct colo_packet *packet)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
+    struct span span;
     int64_t off;
 
     if (!is_calm(c, flow, packet) || flow->standing == COLO_FRESH || !has_room(c, flow, rec))
@@ -112,16 +121,15 @@ bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_
     off = colo_seq_extend(tcp->p_base, tcp->p_high, packet->seq);
     if (off != tcp->p_high || packet->ack != colo_seq_at(tcp->ack_base, tcp->p_ack))
         return false;
-    if (flow->s.head && (flow->p.head || off != tcp->match || tcp->p_ack > tcp->s_ack))
+    span = span_of(rec, packet, off);
+    if (flow->s.head && (flow->p.head || off != tcp->match || tcp->p_ack > tcp->s_ack ||
+                         !compare_primary(c, flow, &span)))
         return false;
-    take_over(rec, flow, packet, off);
-    if (!compare_primary(c, flow, rec))
-        return false;
-    tcp->p_high = end_of(rec);
-    if (tcp->match == tcp->p_high) {
-        release(c, tcp, rec);
+    tcp->p_high = span.to;
+    if (tcp->match == span.to) {
+        release(c, tcp, rec, span.to, tcp->p_ack);
     } else {
-        hold(c, &flow->p, rec);
+        hold(c, flow, &flow->p, rec, packet, off);
         if (!tcp->first_data)
             tcp->first_data = rec;
     }
@@ -129,13 +137,13 @@ bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_
 }
 
 /* Compares a new secondary frame with the primary's that are held. False: with a difference, or with no plain one. */
-static bool compare_secondary(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
+static bool compare_secondary(colo_comparator *c, struct colo_flow *flow, const struct span *span)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
     int64_t n;
 
-    for (struct colo_rec *p = flow->p.head; p && tcp->match < end_of(rec); p = p->flow_link.next) {
-        if (!covers(p, tcp->match) || !(n = equal_span(p, rec, tcp->match)))
+    for (struct colo_rec *p = flow->p.head; p && tcp->match < span->to; p = p->flow_link.next) {
+        if (!covers(p, tcp->match) || !(n = equal_from(span, p, tcp->match)))
             return false;
         tcp->match += n;
         c->n.compared_bytes += (uint64_t)n;
@@ -150,17 +158,18 @@ static void release_matched(colo_comparator *c, struct colo_flow *flow)
 
     while ((p = flow->p.head)) {
         bool plain = is_plain(p->tcp_flags, p->body_len);
+        int64_t ack = colo_seq_extend(tcp->ack_base, tcp->s_ack, p->ack);
 
         if (plain && end_of(p) > tcp->match)
             return;
-        if (!plain || colo_seq_extend(tcp->ack_base, tcp->s_ack, p->ack) > tcp->s_ack) {
+        if (!plain || ack > tcp->s_ack) {
             colo_ack_release(c, flow); /* it may have to leave lowered, or not at all */
             return;
         }
         colo_stream_next_data(flow, p);
         colo_flow_list_remove(&flow->p, p);
         colo_held_remove(c, p);
-        release(c, tcp, p);
+        release(c, tcp, p, end_of(p), ack);
     }
 }
 
@@ -168,6 +177,7 @@ bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct col
                           const struct colo_packet *packet)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
+    struct span span;
     int64_t off;
 
     if (!is_calm(c, flow, packet) || flow->s.head || !has_room(c, flow, rec))
@@ -175,15 +185,16 @@ bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct col
     off = colo_seq_extend(tcp->p_base, tcp->s_high, packet->seq);
     if (off != tcp->s_high || off != tcp->match || packet->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
         return false;
-    take_over(rec, flow, packet, off);
-    if (!compare_secondary(c, flow, rec))
+    span = span_of(rec, packet, off);
+    if (!compare_secondary(c, flow, &span))
         return false;
-    tcp->s_high = end_of(rec);
-    colo_ack_note_echo(flow, rec);
-    if (tcp->match == tcp->s_high)
+    tcp->s_high = span.to;
+    if (packet->syn.timestamps)
+        colo_ack_note_echo(flow, rec->data + packet->l4);
+    if (tcp->match == span.to)
         colo_output_discard(c, rec, COLO_REASON_MATCHED);
     else
-        hold(c, &flow->s, rec);
+        hold(c, flow, &flow->s, rec, packet, off);
     release_matched(c, flow);
     return true;
 }

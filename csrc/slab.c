@@ -7,7 +7,7 @@
 #include "coloproxy.h"
 
 enum {
-    KEEP = 64,  /* free slabs kept for the next burst */
+    KEEP = 16,  /* free slabs kept for the next burst */
     FORCED = 2, /* table entries beyond max */
 };
 

@@ -161,7 +161,7 @@ static void enter_secondary(colo_comparator *c, struct colo_flow *flow, struct c
     colo_stream_note_urgent(tcp, rec);
     if (rec->tcp_flags & COLO_TCP_ACK) {
         colo_ack_note(flow, COLO_SECONDARY, rec->ack);
-        colo_ack_note_echo(flow, rec);
+        colo_ack_note_echo(flow, rec->data + rec->l4);
     }
     if (!colo_stream_has_range(rec)) {
         if (rec->tcp_flags & COLO_TCP_ACK)

@@ -252,7 +252,7 @@ def test_peers_that_close() -> None:
 
 
 def test_outdev_comes_late() -> None:
-    with rig((Port.PRIMARY_IN, Port.SECONDARY_IN), max_out_bytes=100_000) as r:
+    with rig((Port.PRIMARY_IN, Port.SECONDARY_IN), max_out_bytes=100_000, slab_size=128 * 1024) as r:
         frames = b"".join(framed(experimental(b"%d" % i) * 20) for i in range(5000))
         writer = threading.Thread(target=r.send, args=(Port.PRIMARY_IN, frames))
         writer.start()
@@ -264,7 +264,7 @@ def test_outdev_comes_late() -> None:
 
 
 def test_slabs_run_out_and_a_commit_makes_room() -> None:
-    with rig(max_slabs=8) as r:
+    with rig(max_slabs=8, slab_size=128 * 1024) as r:
         r.protect()
         frames = b"".join(framed(experimental(b"%d" % i) * 20) for i in range(2000))  # 2.4 MB, a side has 768 KiB
         writer = threading.Thread(target=r.send, args=(Port.PRIMARY_IN, frames))
