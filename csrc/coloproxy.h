@@ -342,6 +342,19 @@ void colo_comparator_destroy(colo_comparator *c);
  */
 long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame *frames, size_t count, int64_t now);
 
+/* Frames of one side that were read at one time. */
+struct colo_batch {
+    const struct colo_frame *frames;
+    size_t count;
+    int64_t now;
+};
+
+/*
+ * The same for frames of both sides, by enum colo_side; in which order the two are taken is the comparator's choice,
+ * each side's own order is kept. Much quicker where the two say the same. `taken`: how many of each. 0 or MISUSE.
+ */
+int colo_comparator_feed_both(colo_comparator *c, const struct colo_batch batches[2], size_t taken[2]);
+
 /* Moves up to `cap` actions to `out`; returns the number. Call until it returns 0. */
 size_t colo_comparator_actions(colo_comparator *c, struct colo_action *out, size_t cap);
 

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The comparator's public calls: frames by the mode, limits and time. core.h has the theory of operation. */
+/* A frame's way by mode, policy and class; time. core.h has the theory of operation. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "ahead.h"
 #include "core.h"
 #include "quick.h"
 
@@ -271,9 +270,8 @@ static void judge(colo_comparator *c, struct colo_rec *rec, const struct colo_pa
     }
 }
 
-/* A record in no list, PROTECTED or STOPPED; `hash` is its flow's, `flow` as in judge. */
-static void enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet, uint64_t hash,
-                         struct colo_flow *flow)
+void colo_enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet, uint64_t hash,
+                       struct colo_flow *flow)
 {
     uint8_t policy = colo_policy_of(c, &packet->id);
 
@@ -307,10 +305,10 @@ void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec)
 
     colo_parse(rec->data, rec->len, 0, &packet);
     packet.tcp_auth = 1; /* its ACK number lies in one of several frames: never lowered */
-    enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
+    colo_enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
 }
 
-static void enter_alone(colo_comparator *c, struct colo_rec *rec)
+void colo_enter_alone(colo_comparator *c, struct colo_rec *rec)
 {
     if (rec->side == COLO_PRIMARY)
         colo_output_release(c, rec, COLO_REASON_ALONE);
@@ -318,56 +316,16 @@ static void enter_alone(colo_comparator *c, struct colo_rec *rec)
         colo_output_discard(c, rec, COLO_REASON_ALONE);
 }
 
-/* A record in no list, by the mode. */
 void colo_enter(colo_comparator *c, struct colo_rec *rec)
 {
     struct colo_packet packet;
 
     if (c->mode == COLO_MODE_ALONE) {
-        enter_alone(c, rec);
+        colo_enter_alone(c, rec);
         return;
     }
     colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
-    enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
-}
-
-/* Each side may fill half, so that neither can keep the other's frames out. */
-static uint8_t limit_reached(const colo_comparator *c, int side, uint32_t len)
-{
-    if (c->n.held_frames[side] >= c->config.max_frames / 2)
-        return COLO_CAUSE_LIMIT_FRAMES;
-    if (c->n.held_bytes[side] + len > c->config.max_bytes / 2 && c->n.held_frames[side] > 0)
-        return COLO_CAUSE_LIMIT_BYTES;
-    return COLO_CAUSE_NONE;
-}
-
-/*
- * At half of its limit a side asks for the checkpoint that makes room, for at the limit itself it may be too late: when
- * we stop reading, QEMU's redirector blocks its main loop on the full socket, and with it the checkpoint.
- */
-static void watch_level(colo_comparator *c, int side)
-{
-    if (c->wanted)
-        return;
-    if (c->n.held_frames[side] >= c->config.max_frames / 4)
-        colo_limit_near(c, COLO_CAUSE_LIMIT_FRAMES);
-    else if (c->n.held_bytes[side] >= c->config.max_bytes / 4)
-        colo_limit_near(c, COLO_CAUSE_LIMIT_BYTES);
-}
-
-static struct colo_rec *new_record(colo_comparator *c, int side, const struct colo_frame *frame)
-{
-    struct colo_rec *rec = colo_pool_get(c->pool);
-
-    if (!rec)
-        return NULL;
-    rec->data = frame->data;
-    rec->len = frame->len;
-    rec->vnet_len = (uint8_t)frame->vnet_len;
-    rec->cookie = frame->cookie;
-    rec->side = (uint8_t)side;
-    rec->time = c->now;
-    return rec;
+    colo_enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
 }
 
 /* Every call that may change something begins with this. */
@@ -375,49 +333,6 @@ void colo_begin_call(colo_comparator *c, int64_t now)
 {
     c->now = now;
     colo_output_retire(c);
-}
-
-/* PROTECTED or STOPPED. */
-static void enter_arrival(colo_comparator *c, struct colo_rec *rec, const struct colo_arrival *arrival)
-{
-    /* Only the frame before this one has been judged since its flow was found, and no frame's own flow is evicted. */
-    struct colo_flow *flow = arrival->same ? c->judged : NULL;
-
-    c->judged = NULL;
-    enter_parsed(c, rec, &arrival->packet, arrival->hash, flow);
-}
-
-long colo_comparator_feed(colo_comparator *c, int side, const struct colo_frame *frames, size_t count, int64_t now)
-{
-    struct colo_arrival arrivals[COLO_AHEAD];
-    size_t i, seen = 0;
-
-    if (side != COLO_PRIMARY && side != COLO_SECONDARY)
-        return COLO_ERR_MISUSE;
-    for (i = 0; i < count; i++)
-        if (frames[i].vnet_len > 12 || frames[i].vnet_len > frames[i].len)
-            return COLO_ERR_MISUSE;
-    colo_begin_call(c, now);
-    for (i = 0; i < count; i++) {
-        uint8_t limit = limit_reached(c, side, frames[i].len);
-        struct colo_rec *rec = limit ? NULL : new_record(c, side, &frames[i]);
-
-        if (!rec) {
-            colo_limit_hit(c, limit ? limit : COLO_CAUSE_LIMIT_FRAMES, NULL);
-            break;
-        }
-        c->n.frames_in[side]++;
-        c->n.bytes_in[side] += frames[i].len;
-        if (c->mode == COLO_MODE_ALONE) {
-            enter_alone(c, rec);
-            continue;
-        }
-        if (i == seen)
-            seen += colo_ahead_look(c->table, frames + i, count - i, arrivals);
-        enter_arrival(c, rec, &arrivals[i % COLO_AHEAD]);
-        watch_level(c, side);
-    }
-    return (long)i;
 }
 
 size_t colo_comparator_actions(colo_comparator *c, struct colo_action *out, size_t cap)

@@ -2,7 +2,8 @@
 /*
  * core.h - the comparator's own state, and what its modules offer each other. Private to csrc/.
  *
- *   comparator.c  the public calls: frames by the mode, limits, time
+ *   feed.c        frames come in, of one side or of both in step; limits
+ *   comparator.c  a frame's way by mode, policy and class; time
  *   epoch.c       stop, commit, abort, alone: what a checkpoint covers leaves
  *   policy.c      the operator's rules: which flows are compared at all
  *   tolerance.c   ... and which of their bytes may differ
@@ -94,6 +95,10 @@ void colo_flow_refresh(colo_comparator *c, struct colo_flow *flow);
 void colo_begin_call(colo_comparator *c, int64_t now);
 /* A record in no list, by the mode. */
 void colo_enter(colo_comparator *c, struct colo_rec *rec);
+void colo_enter_alone(colo_comparator *c, struct colo_rec *rec);
+/* PROTECTED or STOPPED. `hash` is its flow's; `flow`: its flow, which is in the present epoch; NULL: to be found. */
+void colo_enter_parsed(colo_comparator *c, struct colo_rec *rec, const struct colo_packet *packet, uint64_t hash,
+                       struct colo_flow *flow);
 /* What the record needs of its parsed frame. */
 void colo_rec_take_over(struct colo_rec *rec, const struct colo_packet *packet);
 /*

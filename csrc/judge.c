@@ -145,17 +145,45 @@ static bool feed_some(struct colo_judge *j, int side)
     return taken > 0;
 }
 
+/* A batch of each side, in step; true if a frame was taken. */
+static bool feed_both(struct colo_judge *j)
+{
+    struct colo_batch batches[2];
+    size_t taken[2];
+
+    if (j->error)
+        return false;
+    for (int side = 0; side < 2; side++) {
+        struct colo_input *in = &j->inputs[side];
+        uint32_t count = colo_input_scan(in);
+
+        batches[side] = (struct colo_batch){.frames = in->frames + in->first, .count = count, .now = in->time};
+    }
+    if (!batches[0].count && !batches[1].count)
+        return false;
+    if (colo_comparator_feed_both(j->comparator, batches, taken) < 0) {
+        j->error = EINVAL;
+        return false;
+    }
+    for (int side = 0; side < 2; side++)
+        colo_input_taken(&j->inputs[side], (uint32_t)taken[side]);
+    j->inside += taken[0] + taken[1];
+    return taken[0] || taken[1];
+}
+
+/* A recording is replayed in the order of its notes, which are of one side at a time. */
+static bool feed_in_turn(struct colo_judge *j)
+{
+    bool more = feed_some(j, COLO_PRIMARY);
+
+    return feed_some(j, COLO_SECONDARY) || more;
+}
+
 void colo_judge_feed(struct colo_judge *j)
 {
-    bool more;
-
     /* In small turns, so that the two streams stay in step and little is held. */
-    do {
-        more = feed_some(j, COLO_PRIMARY);
-        more |= feed_some(j, COLO_SECONDARY);
-        if (more)
-            carry_out(j);
-    } while (more && !j->error);
+    while ((j->recorder ? feed_in_turn : feed_both)(j) && !j->error)
+        carry_out(j);
 }
 
 void colo_judge_tick(struct colo_judge *j, int64_t now)

@@ -198,3 +198,26 @@ bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct col
     release_matched(c, flow);
     return true;
 }
+
+bool colo_quick_pair(colo_comparator *c, struct colo_flow *flow, struct colo_rec *p, const struct colo_packet *pp,
+                     struct colo_rec *s, const struct colo_packet *sp)
+{
+    struct colo_tcp *tcp = &flow->u.tcp;
+    int64_t off = colo_seq_extend(tcp->p_base, tcp->p_high, pp->seq);
+
+    if (pp->seq != sp->seq || pp->body_len != sp->body_len || !is_calm(c, flow, pp) ||
+        !is_plain(sp->tcp_flags, sp->body_len) || flow->standing == COLO_FRESH || flow->p.head || flow->s.head)
+        return false;
+    if (off != tcp->p_high || off != tcp->s_high || off != tcp->match || tcp->p_ack > tcp->s_ack ||
+        pp->ack != colo_seq_at(tcp->ack_base, tcp->p_ack) || sp->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
+        return false;
+    if (memcmp(p->data + pp->body, s->data + sp->body, pp->body_len) != 0)
+        return false;
+    c->n.compared_bytes += pp->body_len;
+    tcp->match = tcp->p_high = tcp->s_high = off + pp->body_len;
+    if (sp->syn.timestamps)
+        colo_ack_note_echo(flow, s->data + sp->l4);
+    colo_output_discard(c, s, COLO_REASON_MATCHED);
+    release(c, tcp, p, tcp->match, tcp->p_ack);
+    return true;
+}

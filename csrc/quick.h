@@ -23,4 +23,11 @@ bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_
 bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec,
                           const struct colo_packet *packet);
 
+/*
+ * The next frames of both sides, at one time: true if both have left. False: nothing has changed, the records are the
+ * caller's.
+ */
+bool colo_quick_pair(colo_comparator *c, struct colo_flow *flow, struct colo_rec *p, const struct colo_packet *pp,
+                     struct colo_rec *s, const struct colo_packet *sp);
+
 #endif

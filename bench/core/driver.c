@@ -77,7 +77,7 @@ static void set(struct workload_spec *spec, uint32_t *passes, const char *arg)
 
 int main(int argc, char **argv)
 {
-    struct workload_spec spec = {.flows = 1, .length = 1448, .burst = 16, .frames = 32768, .turn = 90};
+    struct workload_spec spec = {.flows = 1, .length = 1448, .burst = 16, .frames = 32768, .turn = 64};
     uint32_t passes = 15;
     double took[MAX_PASSES];
     struct workload *w;

@@ -65,6 +65,14 @@ class Core:
         self.names += [name for name, _ in frames[:taken]]
         return taken
 
+    def feed_both(
+        self, primary: Sequence[tuple[int, bytes]], secondary: Sequence[tuple[int, bytes]], now: int
+    ) -> tuple[int, int]:
+        batches = [[Frame(bytes(data), wire.vnet_len(data)) for _, data in side] for side in (primary, secondary)]
+        taken = self.comparator.feed_both(batches[0], batches[1], now)
+        self.names += [name for name, _ in (*primary, *secondary)]  # those that were not taken have numbers too
+        return taken
+
     def take(self) -> tuple[list[Action], list[Event]]:
         actions: list[Action] = []
         for action in self.comparator.actions():

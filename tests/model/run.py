@@ -24,6 +24,15 @@ class Feed:
 
 
 @dataclass(frozen=True)
+class Both:
+    """Frames of both sides in one call; the subject must have feed_both."""
+
+    primary: tuple[bytes, ...]
+    secondary: tuple[bytes, ...]
+    now: int
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passes up to `now`; tick is called only if the implementation's own deadline says so."""
 
@@ -51,7 +60,7 @@ class Alone:
     now: int
 
 
-Step = Feed | Tick | Stop | Commit | Abort | Alone
+Step = Feed | Both | Tick | Stop | Commit | Abort | Alone
 
 
 class Run:
@@ -80,6 +89,12 @@ class Run:
                 self.names += 1
                 self.pending[step.side].append((self.names, frame))
             self._offer(step.side, done)
+        elif isinstance(step, Both):
+            for side, frames in enumerate((step.primary, step.secondary)):
+                for frame in frames:
+                    self.names += 1
+                    self.pending[side].append((self.names, frame))
+            self._offer_both(done)
         elif isinstance(step, Stop):
             self.subject.stop(step.now)
             self.oracle.stopped(step.now)
@@ -122,6 +137,20 @@ class Run:
             if not self._collect(done) and not taken:
                 break
 
+    def _offer_both(self, done: tuple[list[Action], list[Event]]) -> None:
+        """The same for both sides in one call."""
+        while self.pending[0] or self.pending[1]:
+            batches = [list(waiting) for waiting in self.pending]
+            taken = self.subject.feed_both(batches[0], batches[1], self.now)  # type: ignore[attr-defined]
+            for side in (0, 1):
+                for _ in range(taken[side]):
+                    name, frame = self.pending[side].popleft()
+                    self.oracle.fed(side, name, frame, self.now)
+                if self.pending[side]:
+                    self.oracle.refused(side, self.now)
+            if not self._collect(done) and not any(taken):
+                break
+
     def _collect(self, done: tuple[list[Action], list[Event]]) -> bool:
         actions, events = self.subject.take()
         self.oracle.observe(actions, events)
@@ -139,12 +168,16 @@ class Run:
 def describe(schedule: Sequence[Step]) -> str:
     lines, name = [], 0
     for index, step in enumerate(schedule):
-        if not isinstance(step, Feed):
+        if isinstance(step, Feed):
+            fed = [(step.side, frame) for frame in step.frames]
+        elif isinstance(step, Both):
+            fed = [(0, frame) for frame in step.primary] + [(1, frame) for frame in step.secondary]
+        else:
             lines.append(f"{index:4} {step}")
             continue
-        for frame in step.frames:
+        for side, frame in fed:
             name += 1
-            lines.append(f"{index:4} t={step.now} {'PS'[step.side]} #{name} {describe_frame(frame)}")
+            lines.append(f"{index:4} t={step.now} {'PS'[side]} #{name} {describe_frame(frame)}")
     return "\n".join(lines)
 
 
