@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # setuptools runs this file by its path
-from _cffi_build import CFLAGS, marked_cdef  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
-from cffi import FFI  # noqa: E402
+from _cffi_build import CFLAGS, marked_cdef  # type: ignore[import-not-found,unused-ignore]
+from cffi import FFI
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CORE = ("csum.c", "framing.c")

@@ -9,7 +9,6 @@ throws its data away, and the survivor of a failover never gets it.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 import struct
@@ -21,10 +20,11 @@ from pathlib import Path
 import pytest
 import wire
 
+from coloproxy.address import Address
+from coloproxy.bench.comparators import QEMU, stock_command, wait_until_accepted
 from coloproxy.engine import Engine
 from coloproxy.engine_events import Port
 
-QEMU = "qemu-system-x86_64"
 DEADLINE = 10.0
 FLOW = wire.Path(sport=80, dport=40000)
 MARKER = wire.Path(sport=53, dport=40001)
@@ -63,34 +63,16 @@ class Comparator:
 
 @contextlib.contextmanager
 def stock(directory: Path) -> Iterator[Comparator]:
-    command = [QEMU, "-M", "none", "-nodefaults", "-display", "none", "-qmp", "stdio", "-object", "iothread,id=io1"]
-    paths = {name: directory / name for name in ("p", "s", "o")}
-    for name, path in paths.items():
-        command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
-    command += ["-object", "colo-compare,id=c0,primary_in=p,secondary_in=s,outdev=o,iothread=io1"]
+    paths = {name: directory / name for name in ("primary_in", "secondary_in", "outdev")}
+    command = stock_command({name: Address(connect=True, path=str(path)) for name, path in paths.items()})
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            sockets = [connect(paths[name], process) for name in ("p", "s", "o")]
-            wait_until_accepted(process)
+            sockets = [connect(path, process) for path in paths.values()]
+            assert process.stdin is not None and process.stdout is not None
+            wait_until_accepted(process.stdin, process.stdout)
             yield Comparator(*sockets)
         finally:
             process.kill()
-
-
-def wait_until_accepted(process: subprocess.Popen[bytes]) -> None:
-    """QEMU takes connections in its main loop, and drops what it should send to one that it has not taken yet."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b'{"execute": "qmp_capabilities"}\n')
-    until = time.monotonic() + DEADLINE
-    while True:
-        process.stdin.write(b'{"execute": "query-chardev"}\n')
-        process.stdin.flush()
-        answer: object = {}
-        while not isinstance(answer, list) or not answer:
-            answer = json.loads(process.stdout.readline()).get("return")
-        if not any(str(device["filename"]).startswith("disconnected:") for device in answer):
-            return
-        assert time.monotonic() < until, f"not all of QEMU's sockets are connected: {answer}"
 
 
 def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from coloproxy.bench.cpu import CpuTime
+from coloproxy.bench.options import Role
 from coloproxy.bench.result import Interval, Result
-from coloproxy.bench.traffic import End
+from coloproxy.bench.traffic import Sink
 
 HEADER = "interval (s)          transfer        bitrate      frames/s    released/s         lag  checkpoints"
 
@@ -24,9 +26,10 @@ def interval_line(interval: Interval) -> str:
     """One interval: what the primary sent as payload, its frames, what came out."""
     seconds = interval.seconds or 1e-9
     checkpoints = interval.end.counters.checkpoints - interval.begin.counters.checkpoints
+    transfer = amount(interval.sent_bytes, "Bytes", base=1024)
+    bitrate = amount(8 * interval.sent_bytes / seconds, "bits/s")
     return (
-        f"{interval.begin.at / 1e9:7.2f}-{interval.end.at / 1e9:<7.2f}"
-        f" {amount(interval.sent_bytes, 'Bytes', base=1024):>14} {amount(8 * interval.sent_bytes / seconds, 'bits/s'):>14}"
+        f"{interval.begin.at / 1e9:7.2f}-{interval.end.at / 1e9:<7.2f} {transfer:>14} {bitrate:>14}"
         f" {interval.sent_frames / seconds:13,.0f} {interval.rate('released_frames'):13,.0f} {interval.lag:11,}"
         f" {checkpoints:12,}{'  (omitted)' if interval.omitted else ''}"
     )
@@ -42,21 +45,22 @@ def summary(result: Result) -> list[str]:
         of = result.latency
         each = "  ".join(f"{name} {value:,.1f}" for name, value in of.percentiles.items())
         lines.append(f"latency      {each}  max {of.maximum:,.1f} us  ({of.samples:,} samples)")
-    if total.end.counters.checkpoints:
-        lines.append(f"checkpoints  {total.end.counters.checkpoints:,}")
-    seconds = total.seconds or 1e-9
-    for name, cpu in (("comparator", result.cpu), ("generator", result.own_cpu)):
-        if cpu is not None:
-            per_gb = (
-                f", {result.cpu_seconds_per_gb:.3f} s/GB released"
-                if name == "comparator" and (result.cpu_seconds_per_gb is not None)
-                else ""
-            )
-            lines.append(
-                f"CPU          {name} {100 * cpu.total / seconds:.1f} % ({cpu.user:.2f} s user, {cpu.system:.2f} s "
-                f"system{per_gb})"
-            )
-    if result.end is End.COMPLETE and not result.faults:
-        lines.append("all that the primary sent came out" if result.receives and result.sends else "done")
-    lines += [f"FAULT        {fault}" for fault in result.faults]
-    return lines
+    n = total.end.counters
+    if n.checkpoint_wishes:
+        lines.append(f"checkpoints  {n.checkpoints:,}, asked for {n.checkpoint_wishes:,} times")
+    if n.skew_given_up:
+        lines.append(f"skew         not kept {n.skew_given_up:,} times: the comparator had stopped reading the primary")
+    if result.cpu is not None:
+        per_gb = result.cpu_seconds_per_gb
+        lines.append(_cpu_line("comparator", result.cpu, total) + (f", {per_gb:.3f} s/GB released" if per_gb else ""))
+    lines.append(_cpu_line("generator", result.own_cpu, total))
+    if result.may_lose:
+        lines += [f"result       {what}" for what in result.misorders]
+    if result.role is Role.BOTH and not result.faults and not result.misorders and result.sink is not Sink.DISCARD:
+        lines.append("all that the primary sent came out")
+    return lines + [f"FAULT        {fault}" for fault in result.faults]
+
+
+def _cpu_line(name: str, cpu: CpuTime, total: Interval) -> str:
+    percent = 100 * cpu.total / (total.seconds or 1e-9)
+    return f"CPU          {name} {percent:.1f} % ({cpu.user:.2f} s user, {cpu.system:.2f} s system)"

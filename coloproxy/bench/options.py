@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -13,7 +13,7 @@ from coloproxy.bench.traffic import MAX_BURST, MAX_FLOWS, MAX_LENGTH, MAX_TURN, 
 from coloproxy.errors import MisuseError
 
 MILLISECOND: Final = 1_000_000  # ns
-FOREVER: Final = 10.0  # seconds, iperf3's default
+DEFAULT_TIME_S: Final = 10.0  # iperf3's
 
 _SUFFIXES: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -42,7 +42,8 @@ def parse_number(text: str, option: str, *, base: int = 1000) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.strip(), re.IGNORECASE)
     if found is None:
         raise MisuseError(f"{option} {text}: no number (use digits, and K, M, G or T behind them)")
-    return round(float(found[1]) * base ** _SUFFIXES[found[2].upper()])
+    factor: int = base ** _SUFFIXES[found[2].upper()]
+    return round(float(found[1]) * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,16 @@ class Sockets:
     secondary_in: Address | None = None
     outdev: Address | None = None
     notify_dev: Address | None = None
+
+    def given(self) -> dict[str, Address]:
+        """Those that there are, by name: the client's network first, so that nothing comes out that nobody reads."""
+        pairs = (
+            ("outdev", self.outdev),
+            ("primary_in", self.primary_in),
+            ("secondary_in", self.secondary_in),
+            ("notify_dev", self.notify_dev),
+        )
+        return {name: address for name, address in pairs if address is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +78,11 @@ class BenchOptions:
     comparator_options: tuple[str, ...] = ()
     unix: bool = False
     notify: bool = False  # our own comparator: with notify_dev
+    may_lose: bool = False  # frames that are lost or out of order are a result, not a fault
     window: int | None = None
-    time: float = FOREVER
+    time: float | None = DEFAULT_TIME_S  # None: until the bytes are sent, or the peer closes
     omit: float = 0.0
     interval: float = 1.0
-    json: bool = False
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 def check_traffic(config: TrafficConfig) -> None:
@@ -104,3 +114,25 @@ def check_traffic(config: TrafficConfig) -> None:
     for right, message in rules:
         if not right:
             raise MisuseError(message)
+
+
+def check_sockets(role: Role, sockets: Sockets | None, config: TrafficConfig) -> None:
+    """Whether they are those of the role. Raises MisuseError."""
+    given = sockets.given() if sockets is not None else {}
+    senders = {"primary_in", "secondary_in"}
+    needed = {Role.BOTH: senders | {"outdev"}, Role.CLIENT: senders, Role.SERVER: {"outdev"}}[role]
+    allowed = needed | (set() if role is Role.SERVER else {"notify_dev"})
+
+    def options(names: set[str]) -> str:
+        return ", ".join(sorted(f"--{name.replace('_', '-')}" for name in names))
+
+    if role is not Role.BOTH or given:
+        if needed - set(given):
+            whose = f"--{role} needs" if role is not Role.BOTH else "a comparator that runs already needs"
+            raise MisuseError(f"{whose} {options(needed - set(given))} too")
+        if set(given) - allowed:
+            raise MisuseError(f"--{role} has no use for {options(set(given) - allowed)}")
+    if config.divergence_ppm and given and "notify_dev" not in given:
+        raise MisuseError("--divergence needs --notify-dev: somebody must answer the comparator's wish for checkpoints")
+    if config.request_response and role is not Role.BOTH:
+        raise MisuseError("--request-response waits for what is released: not with --client or --server")

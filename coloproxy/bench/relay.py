@@ -21,7 +21,7 @@ from coloproxy.errors import ColoproxyError
 NAMES = ("primary_in", "secondary_in", "outdev")
 
 
-async def serve(addresses: list[str]) -> None:
+async def _serve(addresses: list[str]) -> None:
     """One connection of each, relayed."""
     sources = [PeerSource(parse_address(text, name), name) for text, name in zip(addresses, NAMES, strict=True)]
     read_end, write_end = os.pipe()
@@ -39,15 +39,17 @@ async def serve(addresses: list[str]) -> None:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, end)
-        peers = asyncio.ensure_future(asyncio.gather(*(source.next() for source in sources)))
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait([peers, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped = asyncio.create_task(stop.wait())
+        for source in sources:
+            peer = asyncio.create_task(source.next())
+            await asyncio.wait([peer, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not peer.done():
+                peer.cancel()
+                return
+            socks.append(await peer)
         stopped.cancel()
-        if peers.done():
-            socks = await peers
-            await asyncio.to_thread(relay, *(sock.fileno() for sock in socks), read_end)
-        else:
-            peers.cancel()
+        primary, secondary, out = (sock.fileno() for sock in socks)
+        await asyncio.to_thread(relay, primary, secondary, out, read_end)
     finally:
         for sock in socks:
             sock.close()
@@ -63,7 +65,7 @@ def main() -> int:
         print("usage: python -m coloproxy.bench.relay PRIMARY_IN SECONDARY_IN OUTDEV", file=sys.stderr)
         return 2
     try:
-        asyncio.run(serve(sys.argv[1:]))
+        asyncio.run(_serve(sys.argv[1:]))
     except ColoproxyError as error:
         print(f"coloproxy.bench.relay: {error}", file=sys.stderr)
         return 1

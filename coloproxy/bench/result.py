@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hdrh.histogram import HdrHistogram
 
 from coloproxy.bench.cpu import CpuTime
+from coloproxy.bench.options import Role
 from coloproxy.bench.traffic import Counters, End, Sink
 
 LONGEST_NS = 1 << 37  # the generator's last bucket
@@ -96,8 +97,16 @@ class Result:
     fault: str
     interrupted: bool
     sink: Sink
-    sends: bool
-    receives: bool
+    role: Role
+    may_lose: bool
+
+    @property
+    def sends(self) -> bool:
+        return self.role is not Role.SERVER
+
+    @property
+    def receives(self) -> bool:
+        return self.role is not Role.CLIENT
 
     @property
     def lost_frames(self) -> int | None:
@@ -113,24 +122,35 @@ class Result:
         return None if lost is None else 100.0 * lost / sent if sent else 0.0
 
     @property
-    def faults(self) -> list[str]:
-        """What must not happen, in words."""
+    def misorders(self) -> list[str]:
+        """What is lost, or not in order, in words."""
         n = self.last.counters
         found = []
-        if self.end in (End.CLOSED, End.BROKEN):
-            found.append(self.fault)
         if self.lost_frames:
-            found.append(f"lost {self.lost_frames} frames ({self.lost_percent:.3g} %)")
+            found.append(f"lost {self.lost_frames:,} frames ({self.lost_percent:.3g} %)")
         for count, what in (
-            (n.corrupt, "segments with other bytes than the primary's"),
-            (n.foreign, "frames that the primary never sent"),
             (n.behind, "segments repeated or out of order"),
             (n.gaps, "segments that came before what they follow"),
             (n.given_up, "responses that never came"),
         ):
             if count:
-                found.append(f"{count} {what}")
+                found.append(f"{count:,} {what}")
         return found
+
+    @property
+    def faults(self) -> list[str]:
+        """What must not happen, in words."""
+        n = self.last.counters
+        found = []
+        if self.end is End.BROKEN or (self.end is End.CLOSED and self.sends):  # a server's run ends so
+            found.append(self.fault)
+        for count, what in (
+            (n.corrupt, "segments with other bytes than the primary's"),
+            (n.foreign, "frames that the primary never sent"),
+        ):
+            if count:
+                found.append(f"{count:,} {what}")
+        return found + ([] if self.may_lose else self.misorders)
 
     @property
     def cpu(self) -> CpuTime | None:

@@ -12,12 +12,13 @@ from typing import Final
 from coloproxy.bench.attach import attach, set_window
 from coloproxy.bench.comparators import Running, started
 from coloproxy.bench.cpu import CpuTime, cpu_of, own_cpu
-from coloproxy.bench.options import BenchOptions
+from coloproxy.bench.options import BenchOptions, Role
 from coloproxy.bench.result import Interval, Latency, Result, Snapshot
 from coloproxy.bench.traffic import End, Traffic
 from coloproxy.errors import MisuseError
 
 SLICE_NS: Final = 50_000_000  # so long may a signal have to wait
+NEVER: Final = 1 << 62
 SETTLE_S: Final = 0.3  # a comparator that runs already: it takes connections in its own time
 
 Told = Callable[[Interval], None]
@@ -36,13 +37,7 @@ def _attached(options: BenchOptions) -> Iterator[Running]:
         ) as running:
             yield running
         return
-    given = {
-        "outdev": options.sockets.outdev,
-        "primary_in": options.sockets.primary_in,
-        "secondary_in": options.sockets.secondary_in,
-        "notify_dev": options.sockets.notify_dev,
-    }
-    socks = attach({name: address for name, address in given.items() if address is not None})
+    socks = attach(options.sockets.given())
     time.sleep(SETTLE_S)
     try:
         yield Running(options.pid or 0, (), socks)
@@ -85,7 +80,6 @@ class _Run:
             outdev=fds.get("outdev", -1),
             notify=fds.get("notify_dev", -1),
         )
-        self._sends, self._receives = "primary_in" in fds, "outdev" in fds
         self._intervals: list[Interval] = []
         self._start = 0
 
@@ -109,7 +103,8 @@ class _Run:
 
     def go(self) -> Result:
         options = self._options
-        omit, stop = round(options.omit * 1e9), round((options.omit + options.time) * 1e9)
+        omit = round(options.omit * 1e9)
+        stop = NEVER if options.time is None else round((options.omit + options.time) * 1e9)
         step = round(options.interval * 1e9)
         with _Interrupt() as interrupt:
             self._start = time.monotonic_ns()
@@ -131,10 +126,12 @@ class _Run:
                     first, latency_before = now, self._traffic.latency()
             total = Interval(first, before)
             self._traffic.stop()
-            if end is End.TIME:
+            if end in (End.TIME, End.INTERRUPTED):
                 # What is under way, to the end; a second Ctrl-C gives that up.
                 while (end := self._traffic.run(time.monotonic_ns() + SLICE_NS)) in (End.TIME, End.INTERRUPTED):
                     pass
+            if options.role is Role.CLIENT and not interrupt.seen:
+                time.sleep(options.traffic.drain / 1e9)  # a comparator must not lose its primary before it is through
             counts = self._traffic.latency()
             for value, count in latency_before.items():
                 counts[value] -= count
@@ -147,17 +144,26 @@ class _Run:
                 fault=self._traffic.fault,
                 interrupted=interrupt.seen,
                 sink=options.traffic.sink,
-                sends=self._sends,
-                receives=self._receives,
+                role=options.role,
+                may_lose=options.may_lose,
             )
 
     def close(self) -> None:
         self._traffic.close()
 
 
-def run(options: BenchOptions, tell: Told = lambda _interval: None) -> Result:
-    """Runs it. `tell` is called after each interval. Raises ColoproxyError: it could not begin."""
+def run(
+    options: BenchOptions,
+    tell: Told = lambda _interval: None,
+    commanded: Callable[[tuple[str, ...]], None] = lambda _command: None,
+) -> Result:
+    """Runs it. Raises ColoproxyError: it could not begin.
+
+    tell: called after each interval.
+    commanded: called with the command of the comparator that was started, once all is connected.
+    """
     with _attached(options) as running:
+        commanded(running.command)
         if options.window is not None:
             for sock in running.socks.values():
                 set_window(sock, options.window)

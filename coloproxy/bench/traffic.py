@@ -160,8 +160,8 @@ class Traffic:
     def counters(self) -> Counters:
         native = ffi.new("struct colo_traffic_counters *")
         lib.colo_traffic_get_counters(self._native, native)
-        sides = [Sent(**{name: getattr(native.sent[i], name) for name in _SENT}) for i in (0, 1)]
-        return Counters(*sides, **{name: getattr(native, name) for name in _PLAIN})
+        primary, secondary = (Sent(**{name: getattr(native.sent[i], name) for name in _SENT}) for i in (0, 1))
+        return Counters(primary, secondary, **{name: getattr(native, name) for name in _PLAIN})
 
     @property
     def fault(self) -> str:

@@ -23,6 +23,17 @@ struct colo_pattern {
 void colo_pattern_init(struct colo_pattern *p);
 
 /* The sum of the 16-bit big-endian words of `len` bytes from phase (offset % COLO_PATTERN_PERIOD) on. */
-uint64_t colo_pattern_sum(const struct colo_pattern *p, uint32_t phase, uint32_t len);
+static inline uint64_t colo_pattern_sum(const struct colo_pattern *p, uint32_t phase, uint32_t len)
+{
+    const uint32_t end = phase + len % COLO_PATTERN_PERIOD;
+    uint64_t sum = (uint64_t)(len / COLO_PATTERN_PERIOD) * p->sums[COLO_PATTERN_PERIOD] - p->sums[phase];
+
+    if (end <= COLO_PATTERN_PERIOD)
+        sum += p->sums[end];
+    else
+        sum += (uint64_t)p->sums[COLO_PATTERN_PERIOD] + p->sums[end - COLO_PATTERN_PERIOD];
+    /* From an odd byte on, high and low bytes have changed places: RFC 1071, section 2 (B). */
+    return sum << phase % 2 * 8;
+}
 
 #endif

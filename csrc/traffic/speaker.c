@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "coloproxy.h"
@@ -11,7 +12,8 @@
 enum { MILLION = 1000000, CLOCK_HZ = 1000 /* of TCP timestamps */ };
 
 int colo_speaker_init(struct colo_speaker *side, const struct colo_traffic_config *config, int which, int fd,
-                   const struct colo_wire *wire, const struct colo_plan *plan, struct colo_samples *samples)
+                   const struct colo_wire *wire, const struct colo_plan *plan, struct colo_samples *samples,
+                      const struct colo_speaker *echoes)
 {
     const bool secondary = which == COLO_SECONDARY;
 
@@ -27,19 +29,25 @@ int colo_speaker_init(struct colo_speaker *side, const struct colo_traffic_confi
     side->plan = plan;
     side->samples = samples;
     side->sample_every = secondary ? 0 : (uint64_t)config->sample_every * config->length;
+    side->echoes = echoes;
+    colo_plan_seek(plan, &side->cursor, 0);
+    if (echoes) {
+        side->batch = echoes->batch;
+        return 0;
+    }
     /* A turn ends with the frame that fills it; a SYN-ACK may stand before that. */
     side->batch = malloc(side->turn + side->cut + 4 * COLO_WIRE_HEAD_MAX);
     if (side->loss_ppm)
         side->late = calloc(COLO_SPEAKER_LATE, sizeof *side->late);
     if (!side->batch || (side->loss_ppm && !side->late))
         return COLO_ERR_NOMEM;
-    colo_plan_seek(plan, &side->cursor, 0);
     return 0;
 }
 
 void colo_speaker_clear(struct colo_speaker *side)
 {
-    free(side->batch);
+    if (!side->echoes)
+        free(side->batch);
     free(side->late);
     side->batch = NULL;
     side->late = NULL;
@@ -150,6 +158,22 @@ static void put_segment(struct colo_speaker *side, uint32_t len, uint32_t clock,
     colo_plan_advance(side->plan, c, len);
 }
 
+/* The primary's batch, if it is a new one. */
+static void echo(struct colo_speaker *side)
+{
+    const struct colo_speaker *primary = side->echoes;
+
+    if (side->batches == primary->batches)
+        return;
+    side->batches = primary->batches;
+    side->built = primary->built;
+    side->sent = side->noted = 0;
+    side->of_batch = primary->of_batch;
+    side->cursor = primary->cursor;
+    side->notes = primary->notes;
+    memcpy(side->note, primary->note, primary->notes * sizeof *side->note);
+}
+
 void colo_speaker_build(struct colo_speaker *side, uint64_t limit, bool last, int64_t now)
 {
     const struct colo_plan *plan = side->plan;
@@ -159,6 +183,10 @@ void colo_speaker_build(struct colo_speaker *side, uint64_t limit, bool last, in
 
     if (!colo_speaker_idle(side))
         return;
+    if (side->echoes) {
+        echo(side);
+        return;
+    }
     side->built = side->sent = side->notes = side->noted = 0;
     side->of_batch = (struct colo_traffic_sent){0};
     while (side->late_count && side->late[side->late_first].due <= now && side->built < side->turn)
@@ -186,6 +214,7 @@ void colo_speaker_build(struct colo_speaker *side, uint64_t limit, bool last, in
         put_segment(side, len, clock, now);
     }
     side->of_batch.bytes = side->built;
+    side->batches += side->built > 0;
 }
 
 int colo_speaker_send(struct colo_speaker *side)

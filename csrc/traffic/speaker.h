@@ -4,6 +4,9 @@
  *
  * A batch is written when the one before it has wholly been handed to the kernel, so the buffer begins at 0 each time
  * and its bytes are still in the cache when send() copies them.
+ *
+ * A secondary that says what the primary says, in the same segments and at the same time, is given the primary's batch
+ * itself (`echoes`): made once, sent twice.
  */
 #ifndef COLO_TRAFFIC_SPEAKER_H
 #define COLO_TRAFFIC_SPEAKER_H
@@ -44,11 +47,13 @@ struct colo_speaker {
     const struct colo_wire *wire;
     const struct colo_plan *plan;
     struct colo_samples *samples;
+    const struct colo_speaker *echoes; /* secondary: the primary, or NULL */
+    uint64_t batches;                  /* how many there have been */
     uint64_t sample_every; /* primary: bytes of the plan from one sample to the next; 0: none */
     uint64_t next_sample;  /* primary: the plan's byte; secondary: the sample's number */
 
     struct colo_cursor cursor; /* behind the batch */
-    uint8_t *batch;
+    uint8_t *batch;            /* the primary's, of one that echoes */
     uint32_t built, sent;      /* bytes of the batch */
     struct colo_cursor begun;  /* where the batch begins */
     struct colo_traffic_sent of_batch;
@@ -62,9 +67,10 @@ struct colo_speaker {
     uint64_t lost_late, diverged;
 };
 
-/* `side` is zeroed. The pointers it is given must outlive it. */
+/* `side` is zeroed. The pointers it is given must outlive it. `echoes`: see above. */
 int colo_speaker_init(struct colo_speaker *side, const struct colo_traffic_config *config, int which, int fd,
-                   const struct colo_wire *wire, const struct colo_plan *plan, struct colo_samples *samples);
+                   const struct colo_wire *wire, const struct colo_plan *plan, struct colo_samples *samples,
+                      const struct colo_speaker *echoes);
 void colo_speaker_clear(struct colo_speaker *side);
 
 /* Writes a batch, if none is under way: up to the plan's byte `limit`, cutting short there only if `last`. */

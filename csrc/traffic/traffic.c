@@ -50,6 +50,13 @@ static bool sends(const struct colo_traffic *t)
     return t->sockets.primary_in >= 0;
 }
 
+/* Both sides say the same at the same time, and no checkpoint makes a difference between them. */
+static bool can_echo(const struct colo_traffic_config *c, const struct colo_traffic_sockets *sockets)
+{
+    return (!c->recut || c->recut == c->length) && !c->skew && !c->loss_ppm && !c->divergence_ppm &&
+           sockets->notify < 0;
+}
+
 int colo_traffic_create(const struct colo_traffic_config *config, const struct colo_traffic_sockets *sockets,
                         colo_traffic **out)
 {
@@ -73,7 +80,8 @@ int colo_traffic_create(const struct colo_traffic_config *config, const struct c
                         config->request_response);
     for (int i = 0; i < 2 && rc == 0; i++)
         rc = colo_speaker_init(&t->side[i], config, i, i == COLO_PRIMARY ? sockets->primary_in : sockets->secondary_in,
-                            &t->wire, &t->plan, &t->samples);
+                            &t->wire, &t->plan, &t->samples,
+                               i == COLO_SECONDARY && can_echo(config, sockets) ? &t->side[COLO_PRIMARY] : NULL);
     if (rc == 0)
         rc = colo_sink_init(&t->sink, config, sockets->outdev, &t->wire, &t->samples, &t->counters);
     if (rc < 0) {
@@ -240,7 +248,7 @@ static int turn(struct colo_traffic *t, int64_t now)
     if (sends(t)) {
         if (t->config.request_response)
             plan_responses(t, now);
-        if (!t->resume)
+        if (!t->resume && (!s->echoes || colo_speaker_idle(s)))
             colo_speaker_build(p, primary_limit(t, now), false, now);
         rc = send_side(t, COLO_PRIMARY, &now);
         if (!t->resume)
