@@ -36,7 +36,7 @@ def test_every_source_names_its_licence() -> None:
         path.relative_to(TOP)
         for pattern in (
             "coloproxy/**/*.py",
-            "csrc/*.[ch]",
+            "csrc/**/*.[ch]",
             "tests/**/*.py",
             "tests/c/*.[ch]",
             "tools/*",

@@ -83,6 +83,7 @@ class BenchOptions:
     time: float | None = DEFAULT_TIME_S  # None: until the bytes are sent, or the peer closes
     omit: float = 0.0
     interval: float = 1.0
+    connect_timeout: float = 10.0
 
 
 def check_traffic(config: TrafficConfig) -> None:

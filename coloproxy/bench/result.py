@@ -114,7 +114,7 @@ class Result:
         n = self.last.counters
         if not (self.sends and self.receives) or self.sink is Sink.DISCARD:
             return None
-        return max(0, n.primary.frames - n.released_frames)
+        return max(0, n.primary.frames - (n.released_frames - n.repeated - n.foreign))
 
     @property
     def lost_percent(self) -> float | None:
@@ -129,8 +129,8 @@ class Result:
         if self.lost_frames:
             found.append(f"lost {self.lost_frames:,} frames ({self.lost_percent:.3g} %)")
         for count, what in (
-            (n.behind, "segments repeated or out of order"),
-            (n.gaps, "segments that came before what they follow"),
+            (n.late, "segments late: others that follow them came first"),
+            (n.repeated, "segments repeated"),
             (n.given_up, "responses that never came"),
         ):
             if count:

@@ -37,7 +37,7 @@ def _attached(options: BenchOptions) -> Iterator[Running]:
         ) as running:
             yield running
         return
-    socks = attach(options.sockets.given())
+    socks = attach(options.sockets.given(), wait=options.connect_timeout)
     time.sleep(SETTLE_S)
     try:
         yield Running(options.pid or 0, (), socks)

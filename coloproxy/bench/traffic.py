@@ -94,7 +94,8 @@ class Counters:
     released_payload: int = 0
     released_bytes: int = 0
     gaps: int = 0
-    behind: int = 0
+    late: int = 0
+    repeated: int = 0
     corrupt: int = 0
     foreign: int = 0
     lost_late: int = 0

@@ -209,6 +209,9 @@ def bench(
     bytes_: Annotated[
         str | None, typer.Option("--bytes", "-n", metavar="BYTES", rich_help_panel=RUN, help="Payload to send.")
     ] = None,
+    connect_timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, rich_help_panel=RUN, help="To a comparator that runs already.")
+    ] = 10.0,
     omit: Annotated[
         float, typer.Option("--omit", "-O", metavar="S", min=0, rich_help_panel=RUN, help="Not measured, at the start.")
     ] = 0.0,
@@ -331,6 +334,7 @@ def bench(
             time=DEFAULT_TIME_S if time is None and amount is None and role is not Role.SERVER else time,
             omit=omit,
             interval=interval,
+            connect_timeout=connect_timeout,
         )
         code = FAILED  # from here on it isn't the command line's fault
         told = 0

@@ -89,9 +89,14 @@ static void verify(struct colo_sink *sink, const struct colo_frame *frame, int64
         n->corrupt++;
     if (ahead >= 0) {
         n->gaps += ahead > 0;
+        flow->missing += (uint32_t)ahead;
         flow->next = next;
+    } else if (flow->missing >= next - at) {
+        /* Which bytes are missing isn't kept, only how many: a repeated segment may pass for one that is late. */
+        flow->missing -= (uint32_t)(next - at);
+        n->late++;
     } else {
-        n->behind++;
+        n->repeated++;
     }
     if (seen.tag)
         colo_sample_back(sink->samples, seen.tag, now);

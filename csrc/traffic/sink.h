@@ -17,6 +17,7 @@
 
 struct colo_sink_flow {
     uint64_t next;     /* stream offset behind the furthest segment; of datagrams the number */
+    uint32_t missing;  /* before it, in the same unit */
     int64_t asked;     /* responses: when the one under way was planned */
     uint32_t round;    /* responses: how many there were before it */
     bool waiting;      /* responses: one is under way */

@@ -285,7 +285,8 @@ static bool complete(const struct colo_traffic *t, int64_t now)
         return true;
     switch (t->config.sink) {
     case COLO_SINK_VERIFY:
-        return n->released_segments >= p->total.segments && n->released_frames >= p->total.frames;
+        return n->released_segments - n->repeated >= p->total.segments &&
+               n->released_frames - n->repeated - n->foreign >= p->total.frames;
     case COLO_SINK_COUNT:
         return n->released_frames >= p->total.frames;
     default:

@@ -104,7 +104,8 @@ struct colo_traffic_counters {
     uint64_t released_payload;  /* COLO_SINK_VERIFY only */
     uint64_t released_bytes;    /* on the socket, any sink */
     uint64_t gaps;              /* segments that came with something before them missing */
-    uint64_t behind;            /* segments from before the flow's furthest: repeated, or late */
+    uint64_t late;              /* segments that came out after one that follows them */
+    uint64_t repeated;          /* segments that came out before, and fill no gap */
     uint64_t corrupt;           /* segments with other payload than the primary's */
     uint64_t foreign;           /* frames that the primary never sent */
     uint64_t lost_late;         /* secondary's segments that came late by loss_ppm */
