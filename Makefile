@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 T ?= 60
-CSRC := $(wildcard csrc/*.c csrc/*.h)
+CSRC := $(wildcard csrc/*.c csrc/*.h csrc/traffic/*.c csrc/traffic/*.h)
 
 help:
 	@echo "make demo   protect a real VM, kill its host in mid-download, see the download finish (root, Debian)"

@@ -33,6 +33,7 @@ def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
 @functools.cache
 def every_help() -> str:
     helps = [
+        [sys.executable, "-P", "-m", "coloproxy", "bench", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "mutate", "--help"],

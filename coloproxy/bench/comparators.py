@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -24,6 +25,9 @@ from coloproxy.errors import ColoproxyError, MisuseError, PeerError
 
 QEMU: Final = "qemu-system-x86_64"
 READY_S: Final = 15.0
+# Ours is started from this very package, whatever the working directory or the environment have.
+_PACKAGE: Final = Path(__file__).resolve().parents[2]
+_PYTHON: Final = (sys.executable, "-P", "-m")
 PORTS: Final = ("primary_in", "secondary_in", "outdev", "notify_dev")
 
 
@@ -86,11 +90,16 @@ def _command(kind: Kind, addresses: dict[str, Address], vnet_hdr: bool, options:
     if kind is Kind.RELAY:
         if options:
             raise MisuseError("--comparator-options: the relay has none")
-        return [sys.executable, "-m", "coloproxy.bench.relay", *(listening[name] for name in PORTS[:3])]
-    command = [sys.executable, "-m", "coloproxy", "compare"]
+        return [*_PYTHON, "coloproxy.bench.relay", *(listening[name] for name in PORTS[:3])]
+    command = [*_PYTHON, "coloproxy", "compare"]
     for name, where in listening.items():
         command += [f"--{name.replace('_', '-')}", where]
     return [*command, *(["--vnet-hdr-support"] if vnet_hdr else []), *options]
+
+
+def _environment() -> dict[str, str]:
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{_PACKAGE}{os.pathsep}{path}" if path else str(_PACKAGE)}
 
 
 def _free_port() -> int:
@@ -141,7 +150,9 @@ def started(
         pipe = subprocess.PIPE if kind is Kind.QEMU else subprocess.DEVNULL
         with log.open("wb") as errors:
             # A session of its own: Ctrl-C is for us, who end it.
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True, env=_environment()
+            )
         socks: dict[str, socket.socket] = {}
         try:
             try:

@@ -63,7 +63,7 @@ class TrafficConfig:
     think_time: int = 0
     response_timeout: int = 5_000_000_000
     checkpoint_pause: int = 10_000_000
-    drain: int = 2_000_000_000
+    drain: int = 5_000_000_000
     seed: int = 1
     sink: Sink = Sink.VERIFY
     request_response: bool = False

@@ -37,7 +37,7 @@ EPILOG = """
   coloproxy bench --comparator relay --turn 256K -w 256K      what the sockets allow
   coloproxy bench -l 65000 --vnet-hdr -t 5 -J           TSO super-frames, JSON as iperf3's
   coloproxy bench --request-response -P 50 --think-time 10    latency of 50 busy clients
-  coloproxy bench --skew 1M --recut 536 --loss 0.1      a secondary that is behind, and cuts otherwise
+  coloproxy bench --skew 1M --recut 536 --loss 0.1 -b 500M    a secondary that is behind, and cuts otherwise
   coloproxy bench --divergence 20 -b 200M               how checkpoints go: 20 wrong frames in a million
 
 [bold]A comparator that runs already[/bold] (coloproxy compare with the same addresses):
@@ -220,7 +220,7 @@ def bench(
         typer.Option(
             metavar="S", min=0, rich_help_panel=RUN, help="Wait so long for missing frames after the last one."
         ),
-    ] = 2.0,
+    ] = 5.0,
     sink: Annotated[
         SinkName,
         typer.Option(

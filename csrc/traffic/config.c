@@ -20,7 +20,7 @@ void colo_traffic_config_default(struct colo_traffic_config *config)
         .loss_delay = 20000000,
         .response_timeout = 5000000000,
         .checkpoint_pause = 10000000,
-        .drain = 2000000000,
+        .drain = 5000000000,
         .seed = 1,
         .sink = COLO_SINK_VERIFY,
     };

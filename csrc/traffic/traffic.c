@@ -10,39 +10,16 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
+#include "checkpoint.h"
 #include "clock.h"
 #include "coloproxy.h"
-#include "plan.h"
-#include "sample.h"
-#include "speaker.h"
-#include "sink.h"
-#include "wire.h"
-#include "wish.h"
+#include "state.h"
 
 enum {
     MILLISECOND = 1000000,
     STUCK = 20 * MILLISECOND,          /* nothing moved for so long: the secondary may come nearer */
     GIVE_UP_EVERY = 100 * MILLISECOND, /* looks for responses to be given up */
     TIMER_SLACK = 1000,                /* ns */
-};
-
-struct colo_traffic {
-    struct colo_traffic_config config;
-    struct colo_traffic_sockets sockets;
-    struct colo_traffic_counters counters; /* but for what the sides count */
-    struct colo_wire wire;
-    struct colo_plan plan;
-    struct colo_speaker side[2];
-    struct colo_sink sink;
-    struct colo_wishes wishes;
-    int64_t began;      /* 0: not yet */
-    int64_t moved;      /* when something did last */
-    int64_t resume;     /* a checkpoint is under way until then; 0: none */
-    int64_t give_up_at;
-    bool answering;     /* COLO_CHECKPOINT is still to be sent */
-    bool stopped;       /* nothing new */
-    char fault[96];
-    struct colo_samples samples;
 };
 
 static bool sends(const struct colo_traffic *t)
@@ -103,7 +80,7 @@ void colo_traffic_destroy(colo_traffic *t)
     free(t);
 }
 
-static int closed(struct colo_traffic *t, const char *name, int error)
+int colo_traffic_closed(struct colo_traffic *t, const char *name, int error)
 {
     snprintf(t->fault, sizeof t->fault, "%s: %s", name, error ? strerror(error) : "closed by its peer");
     return COLO_TRAFFIC_CLOSED;
@@ -152,62 +129,11 @@ static int send_side(struct colo_traffic *t, int which, int64_t *now)
     const int n = colo_speaker_send(&t->side[which]);
 
     if (n < 0)
-        return closed(t, which == COLO_PRIMARY ? "primary_in" : "secondary_in", errno);
+        return colo_traffic_closed(t, which == COLO_PRIMARY ? "primary_in" : "secondary_in", errno);
     if (n > 0) {
         *now = t->moved = colo_clock();
         colo_speaker_stamp(&t->side[which], *now);
     }
-    return 0;
-}
-
-/* The secondary goes on as a copy of the primary, and the comparator is told. */
-static int finish_checkpoint(struct colo_traffic *t)
-{
-    struct colo_speaker *s = &t->side[COLO_SECONDARY];
-
-    if (!t->answering) {
-        const struct colo_cursor at = colo_speaker_handed(&t->side[COLO_PRIMARY]);
-
-        colo_speaker_become(s, &at);
-        t->answering = true;
-    }
-    /* The frame that is partly with the kernel was said before the checkpoint. */
-    if (colo_speaker_idle(s)) {
-        uint8_t answer[64];
-        const size_t len = colo_wish_answer(t->config.vnet_hdr, answer);
-        const ssize_t n = send(t->sockets.notify, answer, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        if (n < 0 && errno != EAGAIN && errno != EINTR)
-            return closed(t, "notify_dev", errno);
-        if (n > 0 && (size_t)n != len)
-            return closed(t, "notify_dev", ENOBUFS); /* of an empty socket: it is no stream that is read */
-        if (n > 0) {
-            t->answering = false;
-            t->resume = 0;
-            t->counters.checkpoints++;
-        }
-    }
-    return 0;
-}
-
-static int take_wishes(struct colo_traffic *t, int64_t now)
-{
-    const ssize_t n = recv(t->sockets.notify, t->wishes.buffer + t->wishes.held, colo_wishes_room(&t->wishes),
-                           MSG_DONTWAIT);
-    int wishes;
-
-    if (n < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : closed(t, "notify_dev", errno);
-    if (n == 0)
-        return closed(t, "notify_dev", 0);
-    wishes = colo_wishes_take(&t->wishes, (size_t)n);
-    if (wishes < 0) {
-        snprintf(t->fault, sizeof t->fault, "notify_dev: what it sent is no message of COLO's");
-        return COLO_TRAFFIC_BROKEN;
-    }
-    t->counters.checkpoint_wishes += (uint64_t)wishes;
-    if (wishes && !t->resume)
-        t->resume = now + t->config.checkpoint_pause;
     return 0;
 }
 
@@ -216,14 +142,14 @@ static int read_outdev(struct colo_traffic *t, int64_t now)
     const int n = colo_sink_read(&t->sink, now);
 
     if (n == COLO_SINK_EOF)
-        return closed(t, "outdev", 0);
+        return colo_traffic_closed(t, "outdev", 0);
     if (n == COLO_SINK_BROKEN) {
         snprintf(t->fault, sizeof t->fault, "outdev: a length of %u after %llu bytes: no framing of QEMU's",
                  t->sink.framing.bad_value, (unsigned long long)t->sink.framing.bad_at);
         return COLO_TRAFFIC_BROKEN;
     }
     if (n < 0)
-        return closed(t, "outdev", errno);
+        return colo_traffic_closed(t, "outdev", errno);
     if (n > 0)
         t->moved = t->sink.last;
     return 0;
@@ -256,14 +182,14 @@ static int turn(struct colo_traffic *t, int64_t now)
         if (rc == 0)
             rc = send_side(t, COLO_SECONDARY, &now);
         if (rc == 0 && t->resume && now >= t->resume)
-            rc = finish_checkpoint(t);
+            rc = colo_checkpoint_finish(t);
         if (t->config.max_segments && p->cursor.x >= t->config.max_segments * t->config.length)
             t->stopped = true;
     }
     if (rc == 0 && t->sockets.outdev >= 0)
         rc = read_outdev(t, now);
     if (rc == 0 && t->sockets.notify >= 0)
-        rc = take_wishes(t, now);
+        rc = colo_checkpoint_listen(t, now);
     return rc;
 }
 
