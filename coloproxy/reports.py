@@ -84,7 +84,10 @@ class Protected(Report):
     name: ClassVar[str] = "protected"
 
     def __str__(self) -> str:
-        return f"protected: comparing from now on (the guest stood still for {milliseconds(self.stop_to_resume_ns)})"
+        text = "protected: comparing from now on"
+        if self.stop_to_resume_ns is None:
+            return text
+        return f"{text} (the guest stood still for {milliseconds(self.stop_to_resume_ns)})"
 
 
 @dataclass(frozen=True, slots=True)

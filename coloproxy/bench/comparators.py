@@ -116,11 +116,11 @@ def _addresses(folder: Path, *, unix: bool, notify: bool) -> dict[str, Address]:
 
 
 def _wait_for_log(log: Path, process: subprocess.Popen[bytes], names: list[str]) -> None:
-    """Until `coloproxy compare` has said of each that it is connected."""
+    """Until `coloproxy compare` has said of each that it is connected, and that it compares: before, all would pass."""
     until = time.monotonic() + READY_S
     while True:
         text = log.read_text(errors="replace")
-        if all(f"{name}: connected" in text for name in names):
+        if all(f"{name}: connected" in text for name in names) and "protected:" in text:
             return
         if process.poll() is not None or time.monotonic() > until:
             raise PeerError("it took no connections")
