@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from coloproxy.testbed import PairOptions, VmPair, missing
+from coloproxy.testbed import AddedFile, Addition, BedOptions, PairOptions, SingleVm, VmPair, missing
 from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.leftovers import new_name, remove_leftovers
 from coloproxy.testbed.net import network
 from coloproxy.testbed.process import run
+from coloproxy.testbed.qemu import Nic
 
 pytestmark = [
     pytest.mark.e2e,
@@ -54,6 +55,23 @@ async def test_boot_checkpoints_failover(nic: str, tmp_path: Path) -> None:
     assert not directory.exists()
     assert not still_there(namespaces)
     assert "service is up" in (tmp_path / "primary.console.log").read_text()
+
+
+@pytest.mark.parametrize("nic", ["e1000", "virtio"])
+async def test_a_single_machine_with_an_addition(nic: Nic) -> None:
+    page = Addition({"www/page": AddedFile(b"added")}, "echo the addition was started > /www/started\n")
+    async with SingleVm(BedOptions(nic=nic, large_bytes=1000, addition=page)) as machine:
+        assert await machine.client.get("/page") == b"added"
+        assert await machine.client.get("/started") == b"the addition was started\n"
+        with machine.primary.control.watch("STOP", "RESUME") as watch:
+            await machine.primary.control.execute("stop")
+            await machine.primary.control.execute("cont")
+            assert (await watch.next("STOP", 5)).name == "STOP"
+            assert [event.name for event in watch.take()] == ["RESUME"]
+            assert watch.take() == []
+        assert machine.primary.process.cpu_seconds() > 0
+        namespaces = machine.network.namespaces
+    assert not still_there(namespaces)
 
 
 async def test_a_comparator_that_ends_at_once_is_reported() -> None:

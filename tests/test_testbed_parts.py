@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from coloproxy.testbed import guest, kernel, leftovers, process, qemu, tcg
+from coloproxy.testbed import guest, kernel, leftovers, process, qemu, requirements, tcg
+from coloproxy.testbed.addition import NO_ADDITION, START_FILE, AddedFile, Addition, program_files
 from coloproxy.testbed.cpio import CpioWriter
 from coloproxy.testbed.errors import DeadlineError, GuestError, ProcessError
 from coloproxy.testbed.net import LINK_PRIMARY, LINK_SECONDARY
@@ -85,6 +86,56 @@ def test_built_guest_is_found_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("building-*"))
 
 
+def test_an_addition_is_another_guest(tmp_path: Path) -> None:
+    def build(addition: Addition) -> guest.Guest:
+        return guest.build_guest(tmp_path, large_bytes=1000, addition=addition)
+
+    some = Addition({"etc/deep/name": AddedFile(b"text")}, "echo started\n")
+    assert build(some) == build(some)
+    others = [
+        NO_ADDITION,
+        Addition(some.files, "echo other\n"),
+        Addition({"etc/deep/name": AddedFile(b"texts")}, some.start),
+        Addition({"etc/deep/name": AddedFile(b"text", 0o755)}, some.start),
+    ]
+    places = {build(addition).initrd for addition in (some, *others)}
+    assert len(places) == 1 + len(others)
+
+
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio here to unpack it")
+def test_an_addition_brings_its_directories_and_its_start(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    archive = CpioWriter(out)
+    Addition({"etc/deep/name": AddedFile(b"text"), "etc/run": AddedFile(b"#!", 0o755)}, "echo started\n").write(archive)
+    archive.finish()
+    subprocess.run(["cpio", "-id", "--quiet"], input=out.getvalue(), cwd=tmp_path, check=True)
+    assert (tmp_path / "etc/deep/name").read_bytes() == b"text"
+    assert (tmp_path / "etc/run").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / START_FILE).read_text() == "#!/bin/sh\necho started\n"
+    assert (tmp_path / START_FILE).stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd here")
+def test_a_program_runs_on_the_files_it_is_said_to_need(tmp_path: Path) -> None:
+    files = program_files(Path("/usr/bin/env"), "mine")
+    assert files["usr/bin/mine"].mode == 0o755
+    loaders = [path for path in files if path.startswith("lib64/ld-")]
+    assert len(loaders) == 1 and any("libc.so" in path for path in files)
+    for path, file in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(file.data)
+        (tmp_path / path).chmod(file.mode)
+    done = subprocess.run(["chroot", str(tmp_path), "/usr/bin/mine", "--version"], capture_output=True, check=False)
+    if os.geteuid() == 0:
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("#!/bin/sh\n")
+    with pytest.raises(GuestError, match="script is not a 64-bit ELF program"):
+        program_files(tmp_path / "script", "script")
+
+
 def test_leftovers_of_the_dead_go_and_of_the_living_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mine = tmp_path / leftovers.new_name()
@@ -135,6 +186,15 @@ def test_each_socket_of_the_secondary_has_its_counterpart() -> None:
     assert primary.index("id=redire0") < primary.index("id=redire1")
 
 
+def test_a_single_machine_is_the_primary_without_its_filters() -> None:
+    built = guest.Guest(Path("k"), Path("i"), "1", b"", 0, "")
+    options = qemu.MachineOptions(built, tcg.Acceleration("tcg", 1, None))
+    sockets = qemu.Sockets.below(Path("/d"), "primary")
+    single, primary = qemu.single_command(options, sockets), qemu.primary_command(options, sockets)
+    assert primary[: len(single)] == single
+    assert not [argument for argument in single if argument.startswith(("filter-", "colo-compare", "socket"))]
+
+
 async def test_run_captures_both_streams_and_the_status() -> None:
     done = await process.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
     assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
@@ -168,3 +228,23 @@ async def test_a_daemon_that_ended_says_why(tmp_path: Path) -> None:
     await daemon.wait()
     with pytest.raises(ProcessError, match=r"status 2(.|\n)*no such luck"):
         daemon.check()
+
+
+async def test_the_cpu_time_of_a_daemon(tmp_path: Path) -> None:
+    busy = await process.Daemon.start("busy", ["sh", "-c", "while :; do :; done"], tmp_path / "busy")
+    idle = await process.Daemon.start("idle", ["sleep", "60"], tmp_path / "idle")
+    until = asyncio.get_running_loop().time() + 20.0
+    while busy.cpu_seconds() < 0.2:
+        assert asyncio.get_running_loop().time() < until
+        await asyncio.sleep(0.01)
+    assert idle.cpu_seconds() < 0.1
+    for daemon in (busy, idle):
+        await daemon.kill()
+    with pytest.raises(ProcessError, match="busy has ended"):
+        busy.cpu_seconds()
+
+
+def test_more_programs_can_be_asked_for() -> None:
+    lacks = requirements.missing({"no-such-program": "its-package", "sh": "dash"})
+    found = [item for item in lacks if item.package in ("its-package", "dash")]
+    assert found == [requirements.Missing("no-such-program", "its-package")]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from .addition import AddedFile, Addition, program_files
+from .bed import BedOptions, SingleVm, TestBed
 from .client import Client, Transfer, TransferResult
 from .colo import Checkpoint, Failover, Start
 from .errors import TestbedError
@@ -12,6 +14,9 @@ from .process import Completed
 from .requirements import install_missing, missing
 
 __all__ = [
+    "AddedFile",
+    "Addition",
+    "BedOptions",
     "Checkpoint",
     "Client",
     "ComparatorCommand",
@@ -20,7 +25,9 @@ __all__ = [
     "Failover",
     "Guest",
     "PairOptions",
+    "SingleVm",
     "Start",
+    "TestBed",
     "TestbedError",
     "Transfer",
     "TransferResult",
@@ -30,4 +37,5 @@ __all__ = [
     "install_missing",
     "large_file",
     "missing",
+    "program_files",
 ]

@@ -13,14 +13,15 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from . import guest_files
+from .addition import NO_ADDITION, Addition, needs_interpreter
 from .cpio import CpioWriter
 from .errors import GuestError
 from .kernel import Kernel, find_kernel, read_image, read_module
@@ -30,7 +31,6 @@ _FORMAT = 2  # of a cached guest; to be raised when what is made of the same inp
 _KEPT_GUESTS = 3
 _DRAFT_SECONDS = 3600.0
 _LARGE_FILE_SEED = b"coloproxy large file"
-_PT_INTERP = 3  # elf(5)
 _DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules", "www", "www/cgi-bin")
 
 
@@ -55,20 +55,23 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "coloproxy"
 
 
-def build_guest(cache: Path | None = None, large_bytes: int = LARGE_FILE_BYTES) -> Guest:
+def build_guest(
+    cache: Path | None = None, large_bytes: int = LARGE_FILE_BYTES, addition: Addition = NO_ADDITION
+) -> Guest:
     """The guest, from the cache if it is there, else built now.
 
-    *large_bytes* is the size of /large.bin; packed and unpacked it must fit into the guest's RAM at once.
+    *large_bytes* is the size of /large.bin; packed and unpacked it must fit into the guest's RAM at once, as must
+    what *addition* adds.
     Blocks for a second or two when it builds, for longer if a kernel must be downloaded.  Raises GuestError.
     """
     cache = cache or cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     kernel = find_kernel(cache)
-    busybox = _busybox()
     modules = {path: read_module(path) for path in kernel.module_files()}
-    place = cache / f"guest-{_key(kernel, busybox, modules, large_bytes)}"
+    parts = _Parts(kernel, _busybox(), modules, large_bytes, addition)
+    place = cache / f"guest-{parts.key()}"
     if not (place / "guest.json").exists():
-        _build(place, kernel, busybox, modules, large_bytes)
+        _build(place, parts)
     os.utime(place)
     _prune(cache)
     return _load(place)
@@ -84,45 +87,44 @@ def _busybox() -> bytes:
     for path in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
         if path.exists():
             data = path.read_bytes()
-            if _needs_interpreter(data):
+            if needs_interpreter(path, data):
                 raise GuestError(f"{path} is not linked statically; install the package busybox-static")
             return data
     raise GuestError("no busybox here; install the package busybox-static")
 
 
-def _needs_interpreter(elf: bytes) -> bool:
-    """True for a dynamically linked 64-bit ELF program: it names a loader (PT_INTERP), which the guest doesn't have."""
-    if elf[:5] != b"\x7fELF\x02":
-        raise GuestError("busybox is not a 64-bit ELF program")
-    (table,) = struct.unpack_from("<Q", elf, 32)
-    entry_size, entries = struct.unpack_from("<HH", elf, 54)
-    kinds = [struct.unpack_from("<I", elf, table + entry_size * i)[0] for i in range(entries)]
-    return _PT_INTERP in kinds
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What goes into a guest."""
+
+    kernel: Kernel
+    busybox: bytes
+    modules: Mapping[Path, bytes]
+    large_bytes: int
+    addition: Addition
+
+    def key(self) -> str:
+        """Hash of all of it, this package's own part included."""
+        digest = hashlib.sha256()
+        texts = [guest_files.INIT, guest_files.UPLOAD, guest_files.CGI, _DIRECTORIES]
+        facts = json.dumps([*texts, self.kernel.version, self.large_bytes, _FORMAT])
+        parts = [facts.encode(), guest_files.HELLO, _LARGE_FILE_SEED, self.kernel.image.read_bytes(), self.busybox]
+        for part in (*parts, *self.modules.values(), *self.addition.fingerprint()):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return digest.hexdigest()[:16]
 
 
-def _key(kernel: Kernel, busybox: bytes, modules: dict[Path, bytes], large_bytes: int) -> str:
-    """Hash of everything that goes into the guest, this package's own part included."""
-    digest = hashlib.sha256()
-    texts = json.dumps(
-        [guest_files.INIT, guest_files.UPLOAD, guest_files.CGI, _DIRECTORIES, kernel.version, large_bytes, _FORMAT]
-    )
-    parts = [texts.encode(), guest_files.HELLO, _LARGE_FILE_SEED, kernel.image.read_bytes(), busybox, *modules.values()]
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def _build(place: Path, kernel: Kernel, busybox: bytes, modules: dict[Path, bytes], large_bytes: int) -> None:
-    large = large_file(large_bytes)
+def _build(place: Path, parts: _Parts) -> None:
+    large = large_file(parts.large_bytes)
     draft = Path(tempfile.mkdtemp(prefix="building-", dir=place.parent))
     try:
         with (draft / "initrd").open("wb") as out:
-            _write_initrd(out, busybox, modules, large)
-        (draft / "kernel").write_bytes(read_image(kernel.image))
+            _write_initrd(out, parts, large)
+        (draft / "kernel").write_bytes(read_image(parts.kernel.image))
         facts = {
-            "kernel_version": kernel.version,
-            "large_bytes": large_bytes,
+            "kernel_version": parts.kernel.version,
+            "large_bytes": parts.large_bytes,
             "large_sha256": hashlib.sha256(large).hexdigest(),
         }
         (draft / "guest.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -149,14 +151,14 @@ def _prune(cache: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_initrd(out: BinaryIO, busybox: bytes, modules: dict[Path, bytes], large: bytes) -> None:
+def _write_initrd(out: BinaryIO, parts: _Parts, large: bytes) -> None:
     archive = CpioWriter(out)
     for directory in _DIRECTORIES:
         archive.directory(directory)
-    archive.file("bin/busybox", busybox, 0o755)
+    archive.file("bin/busybox", parts.busybox, 0o755)
     archive.symlink("bin/sh", "busybox")
-    names = [f"{path.name.partition('.')[0]}.ko" for path in modules]
-    for name, data in zip(names, modules.values(), strict=True):
+    names = [f"{path.name.partition('.')[0]}.ko" for path in parts.modules]
+    for name, data in zip(names, parts.modules.values(), strict=True):
         archive.file(f"modules/{name}", data)
     archive.file("modules/order", "".join(f"{name}\n" for name in names).encode())
     archive.file("init", guest_files.INIT.encode(), 0o755)
@@ -165,6 +167,7 @@ def _write_initrd(out: BinaryIO, busybox: bytes, modules: dict[Path, bytes], lar
     archive.file("www/large.bin", large)
     for name, text in guest_files.CGI.items():
         archive.file(f"www/cgi-bin/{name}", text.encode(), 0o755)
+    parts.addition.write(archive)
     archive.file(guest_files.LAST_FILE, b"")
     archive.finish()
 

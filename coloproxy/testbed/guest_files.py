@@ -6,6 +6,8 @@ The guest is Linux with busybox, nothing else.  Addresses are fixed, for each pa
 
 from __future__ import annotations
 
+from .addition import START_FILE
+
 GUEST_MAC = "52:54:00:c0:10:01"
 GUEST_IPV4 = "10.99.0.2"
 GUEST_IPV6 = "fd99::2"
@@ -55,6 +57,7 @@ ip link set eth0 up
 syslogd -n -R {CLIENT_IPV4}:{UDP_LOG_PORT} &
 httpd -p '[::]:{HTTP_PORT}' -h /www
 nc -ll -p {UPLOAD_PORT} -e /upload &
+[ ! -e /{START_FILE} ] || /{START_FILE}
 
 # The kernel draws the secret behind its TCP timestamps at the first TCP connection.  Were that after COLO began,
 # the two VMs would draw different ones, and the client would drop the survivor's segments (PAWS, RFC 7323).

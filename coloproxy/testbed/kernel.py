@@ -14,13 +14,13 @@ import lzma
 import re
 import shutil
 import struct
-import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .debian import command, unpack_package, update_index
 from .errors import GuestError
 
 NEEDED_MODULES: tuple[str, ...] = ("virtio_pci", "virtio_net", "e1000", "qemu_fw_cfg")
@@ -35,7 +35,6 @@ _PVH_NOTES = tuple(struct.pack("<III", 4, size, 18) + b"Xen\0" for size in (4, 8
 
 _PACKAGE = "linux-image-amd64"
 _INDEX_FILES = ("modules.dep", "modules.builtin")
-_DOWNLOAD_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,10 @@ def find_kernel(scratch: Path) -> Kernel:
     unpacked = scratch / "linux-image"
     for kernel in _installed(unpacked):
         return kernel
-    _download(unpacked)
+    try:
+        _download(unpacked)
+    except GuestError as error:
+        raise GuestError(f"no usable kernel in /boot, and none to be fetched: {error}") from error
     for kernel in _installed(unpacked):
         return kernel
     raise GuestError(f"package {_PACKAGE} holds no kernel with the modules {', '.join(NEEDED_MODULES)}")
@@ -142,16 +144,14 @@ def _download(place: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="downloading-", dir=place.parent) as scratch:
         whole, kept = Path(scratch) / "whole", Path(scratch) / "kept"
         whole.mkdir()
-        _command(["apt-get", "--quiet", "update"])
-        names = re.findall(r"Depends:\s*(linux-image-\S+)", _command(["apt-cache", "depends", "--important", _PACKAGE]))
+        update_index()
+        names = re.findall(r"Depends:\s*(linux-image-\S+)", command(["apt-cache", "depends", "--important", _PACKAGE]))
         if not names:
             raise GuestError(f"apt knows no package {_PACKAGE}; is there a Debian mirror in its sources?")
-        _command(["apt-get", "--quiet", "download", names[0]], cwd=whole)
-        for package in whole.glob("*.deb"):
-            _command(["dpkg-deb", "-x", str(package), str(whole)])
+        unpack_package(names[0], whole)
         for modules in (*whole.glob("lib/modules/*"), *whole.glob("usr/lib/modules/*")):
             # depmod runs when a kernel is installed, which this one is not.
-            _command(["depmod", "-b", str(modules.parents[2]), modules.name])
+            command(["depmod", "-b", str(modules.parents[2]), modules.name])
         for kernel in _installed(whole):
             files = [kernel.image, *(kernel.modules / name for name in _INDEX_FILES), *kernel.module_files()]
             for file in files:
@@ -160,26 +160,6 @@ def _download(place: Path) -> None:
                 shutil.copyfile(file, target)
         with contextlib.suppress(OSError):  # somebody else was quicker
             kept.rename(place)
-
-
-def _command(argv: Sequence[str], cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            argv,
-            cwd=cwd,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError as error:
-        raise GuestError(f"no usable kernel in /boot, and no {argv[0]} here to fetch one (not Debian?)") from error
-    except subprocess.TimeoutExpired as error:
-        raise GuestError(f"{' '.join(argv)}: not done after {_DOWNLOAD_SECONDS:g} s") from error
-    except subprocess.CalledProcessError as error:
-        raise GuestError(f"{' '.join(argv)}: {error.stderr.strip()}") from error
-    return done.stdout
 
 
 def _read_dependencies(modules_dep: Path) -> dict[str, list[str]]:

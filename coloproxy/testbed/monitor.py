@@ -49,6 +49,12 @@ class Watch:
             self._events.append(event)
             self._arrived.set()
 
+    def take(self) -> list[Event]:
+        """All that arrived and was not taken yet."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
     async def next(self, wanted: Callable[[Event], bool] | str, deadline: float) -> Event:
         """The next event of that name, or that satisfies the predicate; events before it are thrown away.
 

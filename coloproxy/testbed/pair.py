@@ -3,40 +3,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from . import colo
-from .client import Client
-from .errors import DeadlineError, ProcessError
-from .guest import LARGE_FILE_BYTES, Guest, build_guest
-from .leftovers import new_name, remove_leftovers
-from .monitor import Monitor
-from .net import LINK_PRIMARY, Network, network
+from .bed import BedOptions, Machine, TestBed
+from .errors import ProcessError
+from .net import LINK_PRIMARY
 from .process import Daemon
 from .qemu import (
     OUTDEV_PORT,
     PRIMARY_IN_PORT,
     SECONDARY_IN_PORT,
     MachineOptions,
-    Nic,
-    Role,
     Sockets,
     primary_command,
     secondary_command,
 )
-from .tcg import Acceleration, choose_acceleration
-
-_PROBE_DEADLINE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,43 +61,17 @@ def coloproxy_compare(*options: str) -> ComparatorCommand:
 
 
 @dataclass(frozen=True, slots=True)
-class PairOptions:
+class PairOptions(BedOptions):
     """What kind of pair to make."""
 
     comparator: ComparatorCommand | None
     """None: colo-compare inside the primary's QEMU."""
-    nic: Nic = "e1000"
-    allow_kvm: bool = True
-    shim: Path | None = None
-    """The TCG preload library, if it is not the one built with the package."""
-    large_bytes: int = LARGE_FILE_BYTES
     checkpoint_delay: int = colo.ON_DEMAND
     """QEMU's x-checkpoint-delay in ms."""
     stock_compare_options: str = ""
-    boot_deadline: float = 60.0
-    keep_logs: Path | None = None
-    """Copy all logs into this directory in the end."""
-    progress: Callable[[str], None] = lambda _: None
-    """Is told of each step, in words for people."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """One of the two QEMUs."""
-
-    role: Role
-    namespace: str
-    process: Daemon
-    control: Monitor
-    oob: Monitor
-    sockets: Sockets
-
-    def console(self) -> str:
-        """What the guest wrote to its console."""
-        return self.sockets.console.read_text(errors="replace") if self.sockets.console.exists() else ""
-
-
-class VmPair:
+class VmPair(TestBed):
     """Two QEMUs, three hosts' worth of networks, a comparator and a client.
 
         async with VmPair(PairOptions(coloproxy_compare("--json-events", "events"))) as pair:
@@ -125,35 +86,14 @@ class VmPair:
     ends every process and removes every namespace and file.  Errors are subclasses of errors.TestbedError.
     """
 
-    guest: Guest
-    acceleration: Acceleration
-    network: Network
-    directory: Path
-    client: Client
     endpoints: Endpoints
-    primary: Machine
     secondary: Machine
-    comparator: Daemon | None
-    boot_seconds: float
-    """From the start of the primary's QEMU until its service answered."""
+    comparator: Daemon | None = None
 
     def __init__(self, options: PairOptions) -> None:
-        self.options = options
-        self._stack = contextlib.AsyncExitStack()
+        super().__init__(options)
+        self._pair_options = options
         self._comparators = 0
-
-    async def __aenter__(self) -> VmPair:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     async def start_colo(self, deadline: float = 30.0) -> colo.Start:
         """Protect the guest; returns once both machines run in step."""
@@ -165,13 +105,13 @@ class VmPair:
         return await colo.start_colo(
             self.primary.control,
             self.secondary.control,
-            checkpoint_delay=self.options.checkpoint_delay,
+            checkpoint_delay=self._pair_options.checkpoint_delay,
             deadline=deadline,
         )
 
     async def checkpoint(self, deadline: float = 10.0) -> colo.Checkpoint:
         """Ask for a checkpoint by our own monitor, and wait until it is committed."""
-        return await colo.checkpoint(self.primary.control, delay=self.options.checkpoint_delay, deadline=deadline)
+        return await colo.checkpoint(self.primary.control, delay=self._pair_options.checkpoint_delay, deadline=deadline)
 
     async def kill_primary(self, notice_deadline: float = 5.0) -> float:
         """SIGKILL the primary's QEMU; returns after how many seconds the secondary's QEMU noticed (COLO_EXIT)."""
@@ -206,22 +146,8 @@ class VmPair:
         await colo.wait_for_sockets(self.primary.control, ("compare0", "compare_out"), 10.0)
         await colo.wait_for_sockets(self.secondary.control, ("red1",), 10.0)
 
-    async def _start(self) -> None:
-        options = self.options
-        remove_leftovers()
-        options.progress("building the guest")
-        self.guest, self.acceleration = await asyncio.gather(
-            asyncio.to_thread(build_guest, large_bytes=options.large_bytes),
-            asyncio.to_thread(choose_acceleration, allow_kvm=options.allow_kvm, shim=options.shim),
-        )
-        name = new_name()
-        self.directory = Path(tempfile.gettempdir()) / name
-        self.directory.mkdir(mode=0o700)
-        self._stack.callback(self._remove_directory)
-        self.network = self._stack.enter_context(network(name, vnet_hdr=options.nic == "virtio"))
-        self.client = Client(self.network.client)
-        self._stack.push_async_callback(self.client.close)
-        self.comparator = None
+    async def _start_machines(self) -> None:
+        options = self._pair_options
         machine_options = MachineOptions(
             guest=self.guest,
             acceleration=self.acceleration,
@@ -239,61 +165,19 @@ class VmPair:
         )
         # First the comparator, then the secondary, then the primary: each finds whom it connects to.
         await self._start_comparator()
-        options.progress(f"booting the guest ({self.acceleration.name})")
-        self.secondary = await self._start_machine("secondary", self.network.secondary, machine_options)
-        started = time.monotonic()
-        self.primary = await self._start_machine("primary", self.network.primary, machine_options)
-        await self._wait_for_service(started + options.boot_deadline)
-        self.boot_seconds = time.monotonic() - started
+        sockets = Sockets.below(self.directory, "secondary")
+        self.secondary = await self._start_machine("secondary", secondary_command(machine_options, sockets), sockets)
+        sockets = Sockets.below(self.directory, "primary")
+        await self._boot_primary(primary_command(machine_options, sockets), sockets)
 
     async def _start_comparator(self) -> None:
-        if self.options.comparator is None:
+        if self._pair_options.comparator is None:
             return
         self._comparators += 1
         log = self.directory / f"comparator-{self._comparators}.log"
-        argv = self.options.comparator(self.endpoints)
+        argv = self._pair_options.comparator(self.endpoints)
         self.comparator = await Daemon.start("comparator", argv, log, namespace=self.network.primary)
         self._stack.push_async_callback(self.comparator.stop)
 
-    async def _start_machine(self, role: Role, namespace: str, options: MachineOptions) -> Machine:
-        sockets = Sockets.below(self.directory, role)
-        command = primary_command if role == "primary" else secondary_command
-        argv = command(options, sockets)
-        log = self.directory / f"{role}.log"
-        environment = self.acceleration.environment
-        process = await Daemon.start(f"QEMU ({role})", argv, log, namespace=namespace, env=environment)
-        self._stack.push_async_callback(process.kill)
-        try:
-            control = await Monitor.connect(sockets.control, role)
-            self._stack.push_async_callback(control.close)
-            oob = await Monitor.connect(sockets.oob, f"{role} (out of band)")
-            self._stack.push_async_callback(oob.close)
-        except DeadlineError:
-            process.check()
-            raise
-        return Machine(role, namespace, process, control, oob, sockets)
-
-    async def _wait_for_service(self, until: float) -> None:
-        while True:
-            self._check()
-            with contextlib.suppress(ProcessError, DeadlineError):
-                await self.client.get("/hello.txt", "--connect-timeout", "0.3", deadline=_PROBE_DEADLINE)
-                return
-            if time.monotonic() >= until:
-                raise DeadlineError(
-                    f"the guest's service doesn't answer; its console ends:\n{self.primary.console()[-2000:]}"
-                )
-            await asyncio.sleep(0.1)
-
-    def _check(self) -> None:
-        """Raise ProcessError if a process that should run has ended."""
-        for process in (self.comparator, self.secondary.process, self.primary.process):
-            if process is not None:
-                process.check()
-
-    def _remove_directory(self) -> None:
-        if self.options.keep_logs is not None:
-            self.options.keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in self.directory.glob("*.log"):
-                shutil.copy(log, self.options.keep_logs)
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def _processes(self) -> list[Daemon]:
+        return [*([self.comparator] if self.comparator else []), self.secondary.process, *super()._processes()]

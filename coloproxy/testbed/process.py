@@ -131,6 +131,15 @@ class Daemon:
         """True until the process has ended."""
         return self._child.returncode is None
 
+    def cpu_seconds(self) -> float:
+        """Processor time that all of its threads have used, in user mode and in the kernel.  Raises ProcessError."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError as error:
+            raise ProcessError(f"{self.name} has ended: {error}") from error
+        user, system = stat.rpartition(")")[2].split()[11:13]  # proc(5), fields 14 and 15
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def check(self) -> None:
         """Raise ProcessError, with the end of the log, if the process has ended."""
         if not self.running:

@@ -91,6 +91,11 @@ class MachineOptions:
         return self.nic == "virtio"
 
 
+def single_command(options: MachineOptions, sockets: Sockets) -> list[str]:
+    """Command line of a machine that nobody protects: the primary's, without COLO's filters."""
+    return [*_machine(options, sockets, "primary"), *options.primary_arguments]
+
+
 def primary_command(options: MachineOptions, sockets: Sockets) -> list[str]:
     """Command line of the primary."""
     filters = _stock_filters(options, sockets) if options.stock_comparator else _external_filters(options)

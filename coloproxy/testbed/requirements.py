@@ -7,9 +7,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .errors import RequirementError
 
@@ -35,11 +36,13 @@ _PROGRAMS: dict[str, str] = {
     "setpriv": "util-linux",
     "depmod": "kmod",
 }
+_NOTHING_ELSE: Mapping[str, str] = MappingProxyType({})
 
 
-def missing() -> list[Missing]:
+def missing(also: Mapping[str, str] = _NOTHING_ELSE) -> list[Missing]:
     """Everything that a test bed needs and this machine lacks.
 
+    *also* names more programs, each with its package.
     The guest's kernel is not among it: if /boot has none, building the guest fetches one (kernel.py).
     """
     lacks: list[Missing] = []
@@ -49,16 +52,19 @@ def missing() -> list[Missing]:
         lacks.append(Missing("root (network namespaces and TAP devices)", None))
     if not _TUN.is_char_device():
         lacks.append(Missing("/dev/net/tun (try: modprobe tun)", None))
-    lacks += [Missing(program, package) for program, package in _PROGRAMS.items() if not _installed(program)]
+    lacks += [
+        Missing(program, package) for program, package in (_PROGRAMS | dict(also)).items() if not _installed(program)
+    ]
     return lacks
 
 
-def install_missing(report: Callable[[str], None] = lambda _: None) -> None:
+def install_missing(report: Callable[[str], None] = lambda _: None, also: Mapping[str, str] = _NOTHING_ELSE) -> None:
     """Install by apt-get whatever a package can bring.
 
-    *report* is told of each step.  Raises RequirementError for what can't be had, on a system without apt-get too.
+    *report* is told of each step; *also* as for missing().  Raises RequirementError for what can't be had, on a system
+    without apt-get too.
     """
-    lacks = missing()
+    lacks = missing(also)
     hopeless = [item.what for item in lacks if item.package is None]
     if hopeless:
         raise RequirementError("this machine lacks: " + "; ".join(hopeless))
@@ -71,7 +77,7 @@ def install_missing(report: Callable[[str], None] = lambda _: None) -> None:
     report(f"installing {', '.join(packages)}")
     _apt_get(["update"])
     _apt_get(["install", "--yes", "--no-install-recommends", *packages])
-    still = [item.what for item in missing()]
+    still = [item.what for item in missing(also)]
     if still:
         raise RequirementError(f"apt-get installed {', '.join(packages)}, but there still is no {', '.join(still)}")
 
