@@ -19,7 +19,12 @@ def update_index() -> None:
 
 def unpack_package(name: str, into: Path) -> None:
     """Download that package and unpack its files below *into*, an existing directory.  Raises GuestError."""
-    command(["apt-get", "--quiet", "download", name], cwd=into)
+    argv = ["apt-get", "--quiet", "download", name]
+    try:
+        command(argv, cwd=into)
+    except GuestError:  # apt may know of an older one only, or of none
+        update_index()
+        command(argv, cwd=into)
     for package in into.glob("*.deb"):
         command(["dpkg-deb", "-x", str(package), str(into)])
         package.unlink()
