@@ -8,7 +8,7 @@ Each round boots each set-up anew (in an order that changes from round to round)
 real clients do the same work on it, one piece after the other: GETs of 1 KiB from nginx on kept connections, the same
 with a new connection each, iperf3 in both directions with one stream and with several. Checkpoints are counted the
 same way for both comparators, by STOP and RESUME on the primary's QMP, and processor time by /proc. Everything is
-QEMU's and the test bed's default; iperf3 sends a pattern, for its usual random bytes differ on the two VMs.
+QEMU's and the test bed's default; iperf3 in the guest sends zeros, for its usual data differ on the two VMs.
 
 A request that was not answered within 10 s, or wrongly, is an error and not among the latencies. Missing packages are
 installed (as root, on Debian), and nothing else stays but the cached guest. Exit status 1: something couldn't be

@@ -21,7 +21,11 @@ PROGRAMS = {"iperf3": "iperf3"}
 """Programs that must be installed here, each with its Debian package."""
 
 NGINX_PORT = 8081
-IPERF_PORT = 5201
+IPERF_PORTS = {"client_to_guest": 5201, "guest_to_client": 5202}
+"""By direction. The second server sends zeros. Of its own data, iperf3 sends the buffer's beginning once more after
+each write that the socket took in part: so the two VMs would say different bytes, and a checkpoint for each would be
+right (as it would with iperf3's usual random data)."""
+
 PAGE = "/small"
 PAGE_CONTENT = (b"0123456789abcdef" * 64)[:1024]
 
@@ -43,10 +47,12 @@ http {{
     }}
 }}
 """
-_START = """\
+_START = f"""\
 mkdir -p /var/lib/nginx /run
 /usr/bin/nginx -e stderr -c /etc/nginx.conf
-while :; do /usr/bin/iperf3 --server > /dev/null 2>&1; sleep 0.1; done &
+serve() {{ while :; do /usr/bin/iperf3 --server "$@" > /dev/null 2>&1; sleep 0.1; done }}
+serve --port {IPERF_PORTS["client_to_guest"]} &
+serve --port {IPERF_PORTS["guest_to_client"]} --file /dev/zero &
 """
 
 

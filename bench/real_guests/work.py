@@ -158,8 +158,7 @@ async def warm_up(client: Client) -> None:
 
 
 async def _iperf(client: Client, limit: Sequence[str], direction: str, streams: int, seconds: int) -> dict[str, Any]:
-    # --repeating-payload: else either guest sends random bytes of its own, which no comparator can find equal.
-    argv = ["iperf3", "--client", GUEST_IPV4, "--port", str(services.IPERF_PORT), "--json", "--repeating-payload"]
+    argv = ["iperf3", "--client", GUEST_IPV4, "--port", str(services.IPERF_PORTS[direction]), "--json"]
     argv += ["--connect-timeout", "3000", "--parallel", str(streams), *limit]
     if direction == "guest_to_client":
         argv.append("--reverse")
