@@ -21,7 +21,7 @@ What --json writes is one object:
     command         how it was called, a list
     machine         {processor, processors, memory_mib, kernel, system}
     versions        {coloproxy, coloproxy_commit, qemu, guest_kernel, nginx, iperf3, python}
-    parameters      {rounds, seconds, requests, connections, streams, nic, acceleration, set_ups}
+    parameters      {rounds, seconds, requests, connections, streams, nic, acceleration, set_ups, coloproxy_options}
     works           {work: title}, in order. Works: http_keep_alive, http_new_connection,
                     iperf3_{guest_to_client,client_to_guest}_{streams}
     figures         {figure: {title, unit, better}}; better is "lower", "higher" or ""
@@ -35,7 +35,7 @@ What --json writes is one object:
         errors      {what: how many}
         figures     {figure: number or null}
         pauses_ms   of each checkpoint, from the primary's STOP to its RESUME
-        causes      {cause: checkpoints}; coloproxy only, from its events (docs/events.md)
+        causes      {cause: checkpoints}; coloproxy only, from its events (docs/events.md); one can have several
     summary         {work: {set_up: {figure: {median, min, max, count}}}}; count: rounds that have the figure
     ratios          {work: {figure: {"coloproxy/stock", "coloproxy/unprotected", "stock/unprotected"}}}: of the
                     medians; null where the lower one is 0 or missing
@@ -83,7 +83,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     await asyncio.to_thread(install_missing, report, services.PROGRAMS)
     addition, versions = await asyncio.gather(asyncio.to_thread(services.addition), asyncio.to_thread(facts.versions))
     works = all_works(options.requests, options.connections, options.seconds, options.streams)
-    ground = Ground(options.nic, options.kvm, addition, options.keep_logs)
+    ground = Ground(options.nic, options.kvm, addition, options.coloproxy_options, options.keep_logs)
     rounds = await run_rounds(options.set_ups, works, options.rounds, ground, report)
     booted = next((entry for entry in rounds if "guest_kernel" in entry), {})
     summary = summarize(rounds)
@@ -103,6 +103,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             "nic": options.nic,
             "acceleration": booted.get("acceleration"),
             "set_ups": options.set_ups,
+            "coloproxy_options": options.coloproxy_options,
         },
         "works": {work.name: work.title for work in works},
         "figures": {
@@ -131,6 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=4, choices=range(2, 33), metavar="2-32", help="iperf3's (4)")
     parser.add_argument("--nic", choices=("e1000", "virtio"), default="e1000", help="(e1000)")
     parser.add_argument("--set-ups", nargs="+", choices=SET_UPS, default=list(SET_UPS), help="(all)")
+    parser.add_argument("--coloproxy-options", type=str.split, default=[], metavar="TEXT", help="for coloproxy compare")
     parser.add_argument("--kvm", action=argparse.BooleanOptionalAction, default=True, help="where it works (yes)")
     parser.add_argument("--quick", action="store_true", help="a smoke run, less than 90 s: its figures are no figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")

@@ -35,6 +35,7 @@ class CompareOptions:
     max_fragments: int | None = None
     max_frames: int | None = None
     max_bytes: int | None = None
+    keep_gap: bool = False
     rules: Rules = NO_RULES
     timing: Timing = field(default_factory=Timing)
     out_redirector: str = "auto"
@@ -87,5 +88,6 @@ class CompareOptions:
             max_fragments=self.max_fragments,
             max_frames=self.max_frames,
             max_bytes=self.max_bytes,
+            keep_gap=self.keep_gap,
             rules=self.rules,
         )

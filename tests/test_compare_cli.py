@@ -254,6 +254,34 @@ async def test_from_alone_to_protected_and_back(tmp_path: Path) -> None:
         assert await o.end() == b""
 
 
+@pytest.mark.parametrize("keep", [False, True])
+async def test_what_the_secondary_says_during_a_checkpoint(keep: bool, tmp_path: Path) -> None:
+    more = ["--keep-gap"] if keep else []
+    async with fake_qemu(tmp_path) as qemu, proxy(tmp_path, *qmp(tmp_path), *more) as made:
+        await made.event("qmp-connected")
+        p, s, o = [await made.connect(port) for port in "pso"]
+        qemu.enter_colo()
+        await made.event("protected")
+        p.send(frame("equal"))
+        s.send(frame("equal"))
+        assert await o.receive() == frame("equal")
+
+        qemu.event("STOP")
+        qemu.event("MIGRATION_PASS", **{"pass": 5})
+        await asyncio.sleep(0.3)  # so long a secondary needs to load the state
+        s.send(frame("early"))
+        await asyncio.sleep(0.1)
+        qemu.event("RESUME")
+        await made.event("checkpoint-committed")
+        p.send(frame("early"))
+        if not keep:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await o.receive()
+            s.send(frame("early"))
+        assert await o.receive() == frame("early")
+
+
 async def test_an_operators_stop_releases_nothing(tmp_path: Path) -> None:
     async with fake_qemu(tmp_path) as qemu, proxy(tmp_path, *qmp(tmp_path)) as made:
         await made.event("qmp-connected")

@@ -14,7 +14,14 @@ TOP = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "coloproxy"]], ids=" ".join
+    "arguments",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy", "coloproxy"],
+        ["mypy", "bench/guests.py", "bench/real_guests/http_client.py"],
+    ],
+    ids=" ".join,
 )
 def test_linter(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *arguments], cwd=TOP, capture_output=True, text=True, check=False)

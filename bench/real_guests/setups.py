@@ -5,13 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from coloproxy.demo.journal import JournalFollower
-from coloproxy.testbed import Addition, BedOptions, Endpoints, PairOptions, SingleVm, TestBed, VmPair, coloproxy_compare
+from coloproxy.testbed import (
+    Addition,
+    BedOptions,
+    ComparatorCommand,
+    Endpoints,
+    PairOptions,
+    SingleVm,
+    TestBed,
+    VmPair,
+    coloproxy_compare,
+)
 from coloproxy.testbed.errors import DeadlineError
 from coloproxy.testbed.process import Daemon
 from coloproxy.testbed.qemu import Nic
@@ -34,6 +44,7 @@ class Ground:
     nic: Nic
     allow_kvm: bool
     addition: Addition
+    coloproxy_options: Sequence[str] = ()
     keep_logs: Path | None = None
 
 
@@ -68,9 +79,8 @@ async def running(set_up: str, ground: Ground, name: str) -> AsyncIterator[Subje
             await work.warm_up(single.client)
             yield Subject(single, {"primary": single.primary.process})
         return
-    comparator = _with_journal if set_up == COLOPROXY else None
     options = PairOptions(
-        comparator,
+        _coloproxy(ground) if set_up == COLOPROXY else None,
         nic=common.nic,
         allow_kvm=common.allow_kvm,
         addition=common.addition,
@@ -89,8 +99,12 @@ async def running(set_up: str, ground: Ground, name: str) -> AsyncIterator[Subje
         yield subject
 
 
-def _with_journal(endpoints: Endpoints) -> list[str]:
-    return [*coloproxy_compare("--json-events", str(_journal(endpoints.directory)))(endpoints)]
+def _coloproxy(ground: Ground) -> ComparatorCommand:
+    def command(endpoints: Endpoints) -> Sequence[str]:
+        journal = str(_journal(endpoints.directory))
+        return coloproxy_compare("--json-events", journal, *ground.coloproxy_options)(endpoints)
+
+    return command
 
 
 def _journal(directory: Path) -> Path:

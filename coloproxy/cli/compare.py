@@ -149,6 +149,16 @@ def compare(
             "each is met exactly.",
         ),
     ] = 1000,
+    keep_gap: Annotated[
+        bool,
+        typer.Option(
+            "--keep-gap",
+            rich_help_panel=RULES,
+            help="Take what the secondary says between the primary's STOP and RESUME as the new epoch's. Without it "
+            "that is dropped, and a connection in full flow can stand still until TCP has sent it again. Right where "
+            "the secondary's output comes over a link as quick as QEMU's migration, and loses nothing.",
+        ),
+    ] = False,
     rules: RulesFile = None,
     checkpoint_period: Annotated[
         int,
@@ -285,6 +295,7 @@ def compare(
             max_fragments=max_fragments,
             max_frames=max_frames,
             max_bytes=max_bytes,
+            keep_gap=keep_gap,
             rules=NO_RULES if rules is None else load_rules(rules),
             timing=Timing(
                 checkpoint_delay_ms=checkpoint_period or ON_DEMAND_ONLY,
