@@ -41,7 +41,7 @@ def every_help() -> str:
         [sys.executable, str(TOP / "tools" / "make_captures.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
         [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],
-        [sys.executable, "-P", str(TOP / "bench" / "guests.py"), "--help"],
+        [sys.executable, str(TOP / "bench" / "guests.py"), "--help"],
     ]
     environment = {**os.environ, "COLUMNS": "200"}
     environment.pop("PYTHONSAFEPATH", None)  # a tool finds what lies beside it

@@ -89,13 +89,14 @@ def ratios(summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]
 def table(document: Mapping[str, Any]) -> Iterator[str]:
     """Lines: for each work a block, a line a figure: medians with their spread, and the ratio."""
     set_ups = document["parameters"]["set_ups"]
+    wide = max(52, *(len(title) for title in document["works"].values())) + 1
     for work, title in document["works"].items():
         if work not in document["summary"]:
             yield from ("", f"{title}: not measured")
             continue
         yield ""
         ratio = "coloproxy/stock" if {COLOPROXY, STOCK} <= set(set_ups) else ""
-        yield f"{title:<52.52}" + "".join(f"{name:>{_WIDTH}}" for name in set_ups) + f"{ratio:>17}"
+        yield f"{title:<{wide}}" + "".join(f"{name:>{_WIDTH}}" for name in set_ups) + f"{ratio:>17}"
         per_set_up = document["summary"][work]
         for name, figure in FIGURES.items():
             if not figure.shown or not any(name in figures for figures in per_set_up.values()):
@@ -104,7 +105,7 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
             cells = (_cell(per_set_up.get(set_up, {}).get(name)) for set_up in set_ups)
             quotient = document["ratios"].get(work, {}).get(name, {}).get("coloproxy/stock")
             yield (
-                f"{label:<52}"
+                f"{label:<{wide}}"
                 + "".join(f"{cell:>{_WIDTH}}" for cell in cells)
                 + (f"{quotient:>17.2f}" if quotient is not None else "")
             )
