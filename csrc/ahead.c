@@ -6,10 +6,12 @@ size_t colo_ahead_look(const struct colo_table *table, const struct colo_frame *
 {
     if (count > COLO_AHEAD)
         count = COLO_AHEAD;
+    for (size_t i = 0; i < count; i++)
+        colo_parse(frames[i].data, frames[i].len, frames[i].vnet_len, &out[i].packet);
+    /* Not in one loop: an id that was written a moment ago, in small pieces, can't be read yet in large ones. */
     for (size_t i = 0; i < count; i++) {
         struct colo_arrival *a = &out[i];
 
-        colo_parse(frames[i].data, frames[i].len, frames[i].vnet_len, &a->packet);
         a->same = i && colo_flow_id_equal(&a->packet.id, &out[i - 1].packet.id);
         if (a->same) {
             a->hash = out[i - 1].hash;

@@ -347,11 +347,13 @@ struct colo_batch {
     const struct colo_frame *frames;
     size_t count;
     int64_t now;
+    bool more;           /* and more of them wait already: the other side's need not go on without those */
 };
 
 /*
  * The same for frames of both sides, by enum colo_side; in which order the two are taken is the comparator's choice,
- * each side's own order is kept. Much quicker where the two say the same. `taken`: how many of each. 0 or MISUSE.
+ * each side's own order is kept. Much quicker where the two say the same. `taken`: how many of each; less than all at a
+ * limit, and where the other side's are used up and has `more`. 0 or MISUSE.
  */
 int colo_comparator_feed_both(colo_comparator *c, const struct colo_batch batches[2], size_t taken[2]);
 
@@ -385,6 +387,8 @@ void colo_comparator_abort(colo_comparator *c, int64_t now);
 void colo_comparator_alone(colo_comparator *c, int64_t now);
 
 void colo_comparator_counters(const colo_comparator *c, struct colo_counters *out);
+/* held_bytes of that side alone. */
+uint64_t colo_comparator_held_bytes(const colo_comparator *c, int side);
 
 /* ------------------------------------------------------------------ engine */
 

@@ -404,3 +404,8 @@ void colo_comparator_counters(const colo_comparator *c, struct colo_counters *ou
     out->epoch = c->epoch;
     out->mode = c->mode;
 }
+
+uint64_t colo_comparator_held_bytes(const colo_comparator *c, int side)
+{
+    return c->n.held_bytes[side];
+}

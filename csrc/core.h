@@ -172,7 +172,9 @@ void colo_datagram_expire(colo_comparator *c);
 void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow);
 void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow);
 
-/* output.c: a record that is in no list leaves; one with a group is gone with the caller's next call. */
+/* output.c: sets all that releasing and discarding an unaltered frame looks at, in a record with anything in it. */
+void colo_output_prepare(struct colo_rec *rec, uint8_t side, const struct colo_frame *frame);
+/* A record that is in no list leaves; one with a group is gone with the caller's next call. */
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 /* Queues a copy of a frame of our own; false: no memory. */

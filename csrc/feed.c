@@ -183,13 +183,17 @@ static bool feed_pair(colo_comparator *c, struct lane *p, struct lane *s)
         colo_policy_of(c, &pa->packet.id) != COLO_POLICY_COMPARE || limit_reached(c, COLO_PRIMARY, pf->len) ||
         limit_reached(c, COLO_SECONDARY, sf->len) || !(flow = flow_of_next(c, p, pa)))
         return false;
-    if (!(released = new_record(c, COLO_PRIMARY, pf)))
+    if (!(released = colo_pool_get_raw(c->pool)))
         return false;
-    if (!(discarded = new_record(c, COLO_SECONDARY, sf)) ||
-        !colo_quick_pair(c, flow, released, &pa->packet, discarded, &sa->packet)) {
+    if (!(discarded = colo_pool_get_raw(c->pool))) {
         colo_pool_put(c->pool, released);
-        if (discarded)
-            colo_pool_put(c->pool, discarded);
+        return false;
+    }
+    colo_output_prepare(released, COLO_PRIMARY, pf);
+    colo_output_prepare(discarded, COLO_SECONDARY, sf);
+    if (!colo_quick_pair(c, flow, released, &pa->packet, discarded, &sa->packet)) {
+        colo_pool_put(c->pool, released);
+        colo_pool_put(c->pool, discarded);
         return false;
     }
     c->n.class_in[COLO_CLASS_TCP]++;
@@ -233,8 +237,11 @@ int colo_comparator_feed_both(colo_comparator *c, const struct colo_batch batche
         while (!is_over(&p) && !is_over(&s))
             if (!feed_pair(c, &p, &s) && !feed_one(c, first_of(c, &p, &s)))
                 break;
-    feed_all(c, &p);
-    feed_all(c, &s);
+    /* What is left of one side has no counterpart now; if that waits it is better left alone than held. */
+    if (!is_over(&s) || !batches[COLO_SECONDARY].more)
+        feed_all(c, &p);
+    if (!is_over(&p) || !batches[COLO_PRIMARY].more)
+        feed_all(c, &s);
     taken[COLO_PRIMARY] = p.at;
     taken[COLO_SECONDARY] = s.at;
     return 0;

@@ -86,17 +86,21 @@ static size_t expected(const struct colo_input *in, uint32_t part)
 }
 
 /*
- * How much to read: of large frames only whole ones, as far as can be foreseen. What is read of a frame that does not
- * fit behind the others has to be moved to the next slab, which for super-frames would be half of all bytes.
+ * How much to read: `most`, as far as there is room; of large frames only whole ones, as far as can be foreseen, and one
+ * at least. What is read of a frame that does not fit behind the others has to be moved to the next slab, which for
+ * super-frames would be half of all bytes.
  */
-static size_t want(const struct colo_input *in)
+static size_t want(const struct colo_input *in, size_t most)
 {
-    size_t room = in->pool->size - in->fill, part = in->fill - in->start, frame = expected(in, (uint32_t)part);
+    size_t room = in->pool->size - in->fill, part = in->fill - in->start, frame = expected(in, (uint32_t)part), rest;
 
     if (frame < LARGE || frame - part > room)
-        return room;
-    room -= frame - part;
-    return frame - part + room / frame * frame;
+        return room < most ? room : most;
+    rest = frame - part;
+    if (most <= rest)
+        return rest;
+    room = (room < most ? room : most) - rest;
+    return rest + room / frame * frame;
 }
 
 bool colo_input_prepare(struct colo_input *in, bool forced)
@@ -128,12 +132,13 @@ bool colo_input_prepare(struct colo_input *in, bool forced)
     return true;
 }
 
-long colo_input_read(struct colo_input *in)
+long colo_input_read(struct colo_input *in, size_t most)
 {
+    size_t room = want(in, most);
     ssize_t n;
 
     do
-        n = recv(in->fd, in->slab->data + in->fill, want(in), MSG_DONTWAIT);
+        n = recv(in->fd, in->slab->data + in->fill, room, MSG_DONTWAIT);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return COLO_ERR_SYSTEM;

@@ -54,10 +54,10 @@ bool colo_input_waits(const struct colo_input *in);
 bool colo_input_prepare(struct colo_input *in, bool forced);
 
 /*
- * One read after a successful colo_input_prepare. Returns the bytes read (the caller sets `time` with a clock it reads
+ * One read of about `most` bytes at most, after a successful colo_input_prepare. Returns the bytes read (the caller sets `time` with a clock it reads
  * afterwards), 0 when the peer has closed, COLO_ERR_SYSTEM with errno (EAGAIN: nothing there).
  */
-long colo_input_read(struct colo_input *in);
+long colo_input_read(struct colo_input *in, size_t most);
 
 /* After a read that returned 0 or failed: sets the fault of a frame that was cut off, without taking any frame. */
 struct colo_framing colo_input_verdict(const struct colo_input *in);

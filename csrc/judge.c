@@ -157,7 +157,8 @@ static bool feed_both(struct colo_judge *j)
         struct colo_input *in = &j->inputs[side];
         uint32_t count = colo_input_scan(in);
 
-        batches[side] = (struct colo_batch){.frames = in->frames + in->first, .count = count, .now = in->time};
+        batches[side] = (struct colo_batch){
+            .frames = in->frames + in->first, .count = count, .now = in->time, .more = !in->scanned};
     }
     if (!batches[0].count && !batches[1].count)
         return false;
@@ -205,9 +206,15 @@ bool colo_judge_may_read(struct colo_judge *j, int side)
     return in->fd >= 0 && !colo_input_waits(in) && !colo_outlet_full(&j->outlet) && colo_input_prepare(in, false);
 }
 
-bool colo_judge_read(struct colo_judge *j, int side, int *error)
+int64_t colo_judge_lead(const struct colo_judge *j, int side)
 {
-    long n = colo_input_read(&j->inputs[side]);
+    return (int64_t)colo_comparator_held_bytes(j->comparator, side) -
+           (int64_t)colo_comparator_held_bytes(j->comparator, !side);
+}
+
+bool colo_judge_read(struct colo_judge *j, int side, size_t most, int *error)
+{
+    long n = colo_input_read(&j->inputs[side], most);
 
     j->reads++;
     if (n > 0)
@@ -288,7 +295,7 @@ static void drain(struct colo_judge *j, int side, bool old)
             drop(j, side);
         if (in->fd < 0 || in->framing.fault || colo_input_waits(in) || !colo_input_prepare(in, old))
             return;
-        n = colo_input_read(in);
+        n = colo_input_read(in, SIZE_MAX);
         j->reads++;
         if (n <= 0)
             return;

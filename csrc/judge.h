@@ -31,6 +31,8 @@
 #include "report.h"
 #include "slab.h"
 
+enum { COLO_JUDGE_STEP = 16 * 1024 };
+
 struct colo_judge {
     colo_comparator *comparator;
     struct colo_slab_pool pool;
@@ -55,8 +57,14 @@ void colo_judge_fini(struct colo_judge *j);
 /* Nothing keeps this input from being read (but its gate and its peer's silence): a slab is there, nothing waits. */
 bool colo_judge_may_read(struct colo_judge *j, int side);
 
-/* One read. What comes next is to be stamped by the caller. False: the peer is gone, *error is 0 or an errno. */
-bool colo_judge_read(struct colo_judge *j, int side, int *error);
+/* By how many held bytes that side is ahead of the other; negative: it is behind. Less than COLO_JUDGE_STEP is in step. */
+int64_t colo_judge_lead(const struct colo_judge *j, int side);
+
+/*
+ * One read, of about `most` bytes at most. What comes next is to be stamped by the caller. False: the peer is gone,
+ * *error is 0 or an errno.
+ */
+bool colo_judge_read(struct colo_judge *j, int side, size_t most, int *error);
 
 /* Feeds all that waits, as far as the comparator takes it, and carries out what follows. */
 void colo_judge_feed(struct colo_judge *j);

@@ -170,28 +170,39 @@ static bool may_read(struct colo_loop *l, int side)
     return !l->ending && colo_gate_is_open(&l->gate) && colo_judge_may_read(&l->judge, side);
 }
 
+/*
+ * How much to read of an input: nothing of a side that leads while the other can be read, and of that one no more than
+ * brings it up. Frames that come in step leave as pairs; what is read ahead could only be held.
+ */
+static size_t turn_of(struct colo_loop *l, const uint32_t *ready, int side)
+{
+    int64_t lead = colo_judge_lead(&l->judge, side);
+
+    if (!ready[side] || !may_read(l, side))
+        return 0;
+    if (lead >= COLO_JUDGE_STEP && ready[!side] && may_read(l, !side))
+        return 0;
+    return lead <= -COLO_JUDGE_STEP && ready[!side] ? (size_t)-lead : SIZE_MAX;
+}
+
 /* Reads each input once; returns the time, read after the bytes. */
 static int64_t read_inputs(struct colo_loop *l, const uint32_t *ready)
 {
-    bool read[2] = {false, false};
+    size_t most[2] = {turn_of(l, ready, 0), turn_of(l, ready, 1)};
     int64_t now;
 
     for (int side = 0; side < 2; side++) {
-        struct colo_input *in = &l->judge.inputs[side];
         int error;
 
-        if (!ready[side] || !may_read(l, side))
-            continue;
-        read[side] = true;
-        if (!colo_judge_read(&l->judge, side, &error)) {
-            struct colo_framing verdict = colo_input_verdict(in);
+        if (most[side] && !colo_judge_read(&l->judge, side, most[side], &error)) {
+            struct colo_framing verdict = colo_input_verdict(&l->judge.inputs[side]);
 
             lose(l, side, error, &verdict);
         }
     }
     now = colo_clock_now();
     for (int side = 0; side < 2; side++)
-        if (read[side])
+        if (most[side])
             l->judge.inputs[side].time = now;
     return now;
 }

@@ -34,6 +34,18 @@ static void leave_group(colo_comparator *c, struct colo_group *group, uint8_t re
     colo_output_retire_group(c, group);
 }
 
+void colo_output_prepare(struct colo_rec *rec, uint8_t side, const struct colo_frame *frame)
+{
+    rec->group = NULL;
+    rec->data = frame->data;
+    rec->len = frame->len;
+    rec->vnet_len = (uint8_t)frame->vnet_len;
+    rec->cookie = frame->cookie;
+    rec->side = side;
+    rec->ack = 0;
+    rec->ack_at = rec->csum = 0;
+}
+
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
 {
     if (rec->group) {

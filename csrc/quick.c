@@ -180,14 +180,18 @@ bool colo_quick_secondary(colo_comparator *c, struct colo_flow *flow, struct col
     struct span span;
     int64_t off;
 
-    if (!is_calm(c, flow, packet) || flow->s.head || !has_room(c, flow, rec))
+    if (!is_calm(c, flow, packet) || !has_room(c, flow, rec))
         return false;
     off = colo_seq_extend(tcp->p_base, tcp->s_high, packet->seq);
-    if (off != tcp->s_high || off != tcp->match || packet->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
+    if (off != tcp->s_high || packet->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
         return false;
     span = span_of(rec, packet, off);
-    if (!compare_secondary(c, flow, &span))
+    if (flow->s.head) { /* the secondary leads: nothing of the primary's is there that this could cover */
+        if (flow->p.head)
+            return false;
+    } else if (off != tcp->match || !compare_secondary(c, flow, &span)) {
         return false;
+    }
     tcp->s_high = span.to;
     if (packet->syn.timestamps)
         colo_ack_note_echo(flow, rec->data + packet->l4);

@@ -40,7 +40,7 @@ void colo_pool_destroy(struct colo_pool *pool)
     free(pool);
 }
 
-struct colo_rec *colo_pool_get(struct colo_pool *pool)
+struct colo_rec *colo_pool_get_raw(struct colo_pool *pool)
 {
     struct colo_rec *rec;
 
@@ -61,7 +61,15 @@ struct colo_rec *colo_pool_get(struct colo_pool *pool)
     rec = pool->free;
     pool->free = rec->link.next;
     pool->used++;
-    colo_zero(rec, sizeof *rec);
+    return rec;
+}
+
+struct colo_rec *colo_pool_get(struct colo_pool *pool)
+{
+    struct colo_rec *rec = colo_pool_get_raw(pool);
+
+    if (rec)
+        colo_zero(rec, sizeof *rec);
     return rec;
 }
 

@@ -114,6 +114,8 @@ struct colo_pool *colo_pool_create(uint32_t limit);
 void colo_pool_destroy(struct colo_pool *pool);
 /* A zeroed record, or NULL: the limit is reached or memory is out. */
 struct colo_rec *colo_pool_get(struct colo_pool *pool);
+/* The same with whatever it had in it before: for one that is only to be put out, see colo_output_prepare. */
+struct colo_rec *colo_pool_get_raw(struct colo_pool *pool);
 void colo_pool_put(struct colo_pool *pool, struct colo_rec *rec);
 
 #endif
