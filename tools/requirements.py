@@ -30,7 +30,7 @@ def _clang_runtime() -> str | None:
 
 def missing_packages() -> list[str]:
     """Debian packages that bring what the tests need and this machine lacks, as far as can be known now."""
-    packages = [program for program in ("clang", "cpio", "tcpdump") if not _is_there(program)]  # named as their package
+    packages = [program for program in ("clang", "cpio", "tcpdump", "valgrind") if not _is_there(program)]  # named as their package
     if _is_there("clang"):
         runtime = _clang_runtime()
         packages += [runtime] if runtime else []

@@ -2,7 +2,7 @@
 /*
  * One workload, from the command line: for callgrind, perf and people.
  *
- *     driver NAME=VALUE ...      fields of workload_spec, passes=N, kind=tcp|udp|commit|parse|memory
+ *     driver NAME=VALUE ...      fields of workload_spec, passes=N, kind=tcp|udp|commit|parse|memory|lookup
  *
  * Prints the medians over the passes as one line of JSON. Under callgrind: --toggle-collect=workload_pass.
  */
@@ -15,7 +15,7 @@
 
 enum { MAX_PASSES = 1000 };
 
-static const char *const kinds[] = {"tcp", "udp", "commit", "parse", "memory"};
+static const char *const kinds[] = {"tcp", "udp", "commit", "parse", "memory", "lookup"};
 
 static double seconds(void)
 {
@@ -34,8 +34,9 @@ static int by_value(const void *a, const void *b)
 
 static void usage(const char *what)
 {
-    fprintf(stderr, "driver: %s\nusage: driver [kind=tcp|udp|commit|parse|memory] [flows=N] [length=BYTES] [recut=BYTES] "
-                    "[burst=N] [frames=N] [turn=N] [skew=BYTES] [vnet=0|12] [passes=N]\n", what);
+    fprintf(stderr, "driver: %s\nusage: driver [kind=tcp|udp|commit|parse|memory|lookup] [flows=N] [length=BYTES] "
+                    "[recut=BYTES] [burst=N] [frames=N] [turn=N] [skew=BYTES] [vnet=0|12] [evict=BYTES] [passes=N]\n",
+            what);
     exit(2);
 }
 
@@ -70,9 +71,12 @@ static void set(struct workload_spec *spec, uint32_t *passes, const char *arg)
             *fields[i].at = (uint32_t)number;
             return;
         }
-    if (len != 4 || strncmp(arg, "skew", len))
+    if (len == 4 && !strncmp(arg, "skew", len))
+        spec->skew = number;
+    else if (len == 5 && !strncmp(arg, "evict", len))
+        spec->evict = number;
+    else
         usage(arg);
-    spec->skew = number;
 }
 
 int main(int argc, char **argv)
@@ -101,12 +105,12 @@ int main(int argc, char **argv)
         took[i] = seconds() - begin;
     }
     qsort(took, passes, sizeof took[0], by_value);
-    printf("{\"kind\": \"%s\", \"flows\": %u, \"length\": %u, \"frames\": %llu, \"ns_per_frame\": %.1f, \"min\": %.1f, "
-           "\"max\": %.1f, \"gbit_per_s\": %.2f}\n",
+    printf("{\"kind\": \"%s\", \"flows\": %u, \"length\": %u, \"frames\": %llu, \"ns_per_frame\": %.2f, "
+           "\"min\": %.2f, \"max\": %.2f, \"gbit_per_s\": %.2f, \"grown\": %llu}\n",
            kinds[spec.kind], spec.flows, spec.length, (unsigned long long)workload_frames(w),
            took[passes / 2] * 1e9 / (double)workload_frames(w), took[0] * 1e9 / (double)workload_frames(w),
            took[passes - 1] * 1e9 / (double)workload_frames(w),
-           (double)workload_bytes(w) * 8 / took[passes / 2] / 1e9);
+           (double)workload_bytes(w) * 8 / took[passes / 2] / 1e9, (unsigned long long)workload_grown(w));
     workload_destroy(w);
     return 0;
 }

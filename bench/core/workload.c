@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "workload.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "flow.h"
 #include "load.h"
 
 enum {
@@ -12,6 +15,8 @@ enum {
     TCP_LEN = 20,
     UDP_LEN = 8,
     ACTIONS = 256,
+    CACHE_LINE = 64,
+    MAX_FLOWS = 131072, /* as the comparator's default */
     SYN_ACK = 0x12,
     PSH_ACK = 0x18,
     GSO_TCPV4 = 1,
@@ -33,8 +38,14 @@ struct workload {
     uint64_t bytes;    /* of the primary's frames */
     uint64_t stream;   /* payload bytes of each flow before this pass */
     uint64_t per_flow; /* ... and in it */
+    uint64_t stride;   /* from one flow to the next one that speaks */
+    uint64_t grown;
     int64_t now;
     uint8_t *copy;     /* MEMORY */
+    uint8_t *other;    /* what is read to evict the arenas */
+    volatile uint64_t sum;
+    struct colo_table *table;  /* LOOKUP */
+    struct colo_flow_id *ids;  /* ... in the order of the look-ups, one a flow */
 };
 
 /* ------------------------------------------------------------------ frames */
@@ -80,6 +91,31 @@ static void write_payload(uint8_t *p, uint64_t at, uint32_t length)
         p[i] = (uint8_t)(at + i);
 }
 
+/*
+ * Flows speak in an order that has nothing to do with that of their making, which is that of their memory: else the
+ * processor's prefetchers would see each next flow come. The golden ratio keeps neighbours in time apart.
+ */
+static uint64_t choose_stride(uint64_t flows)
+{
+    uint64_t stride = flows * 1618 / 2618, a, b;
+
+    for (;; stride++) {
+        for (a = flows, b = stride; b;) {
+            uint64_t rest = a % b;
+
+            a = b;
+            b = rest;
+        }
+        if (a == 1)
+            return stride;
+    }
+}
+
+static uint32_t nth_flow(const struct workload *w, uint64_t n)
+{
+    return (uint32_t)(n * w->stride % w->spec.flows);
+}
+
 static void fill_side(struct workload *w, int side, bool payload)
 {
     const struct workload_spec *spec = &w->spec;
@@ -90,11 +126,11 @@ static void fill_side(struct workload *w, int side, bool payload)
 
     s->count = 0;
     for (uint64_t at = 0; at < w->per_flow; at += burst)
-        for (uint32_t flow = 0; flow < spec->flows; flow++)
+        for (uint32_t n = 0; n < spec->flows; n++)
             for (uint64_t from = 0; from < burst; from += cut) {
                 uint32_t length = burst - from < cut ? (uint32_t)(burst - from) : cut;
 
-                write_header(w, p, flow, 1 + w->stream + at + from, length, PSH_ACK);
+                write_header(w, p, nth_flow(w, n), 1 + w->stream + at + from, length, PSH_ACK);
                 if (payload)
                     write_payload(p + w->header, at + from, length);
                 s->frames[s->count] = (struct colo_frame){
@@ -109,6 +145,8 @@ void workload_fill(struct workload *w)
     w->stream += w->per_flow;
     for (int side = 0; side < 2; side++)
         fill_side(w, side, false);
+    for (uint64_t at = 0; at < w->spec.evict; at += CACHE_LINE)
+        w->sum += w->other[at];
 }
 
 /* ------------------------------------------------------------------ passes */
@@ -203,6 +241,17 @@ static uint64_t touch(struct workload *w)
     return equal;
 }
 
+static uint64_t look_up(struct workload *w)
+{
+    uint64_t found = 0, n = 0;
+
+    for (uint64_t i = 0; i < w->sides[COLO_PRIMARY].count; i++) {
+        found += colo_table_find(w->table, &w->ids[n]) != NULL;
+        n = n + 1 < w->spec.flows ? n + 1 : 0;
+    }
+    return found;
+}
+
 __attribute__((noinline)) uint64_t workload_pass(struct workload *w)
 {
     switch (w->spec.kind) {
@@ -212,6 +261,8 @@ __attribute__((noinline)) uint64_t workload_pass(struct workload *w)
         return parse(w);
     case WORKLOAD_MEMORY:
         return touch(w);
+    case WORKLOAD_LOOKUP:
+        return look_up(w);
     default:
         return compare(w);
     }
@@ -227,23 +278,82 @@ uint64_t workload_bytes(const struct workload *w)
     return w->bytes;
 }
 
+uint64_t workload_grown(const struct workload *w)
+{
+    return w->grown;
+}
+
 /* ---------------------------------------------------------------- creation */
+
+static uint64_t resident(void)
+{
+    unsigned long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+
+    if (f) {
+        if (fscanf(f, "%*u %lu", &pages) != 1)
+            pages = 0;
+        fclose(f);
+    }
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
 
 static bool begin_flows(struct workload *w)
 {
-    uint8_t *p = w->sides[0].arena;
-    struct colo_frame frame = {.data = p, .len = w->header, .vnet_len = w->spec.vnet_len};
+    uint8_t head[256];
+    struct colo_frame frame = {.data = head, .len = w->header, .vnet_len = w->spec.vnet_len};
 
     colo_comparator_commit(w->comparator, w->now, w->now);
     if (w->spec.kind == WORKLOAD_UDP)
         return true;
     for (uint32_t flow = 0; flow < w->spec.flows; flow++) {
-        write_header(w, p, flow, 0, 0, SYN_ACK);
+        write_header(w, head, flow, 0, 0, SYN_ACK);
         for (int side = 0; side < 2; side++)
             if (colo_comparator_feed(w->comparator, side, &frame, 1, w->now) != 1)
                 return false;
         if (carry_out(w) != 1)
             return false;
+    }
+    return true;
+}
+
+static bool make_comparator(struct workload *w)
+{
+    uint64_t before = resident();
+    struct colo_config config;
+
+    colo_config_default(&config);
+    config.compare_timeout = FOREVER;
+    config.max_flow_frames = config.max_frames = 1 << 24;
+    config.max_flow_bytes = config.max_bytes = UINT64_MAX / 4;
+    config.max_flows = MAX_FLOWS;
+    config.hash_seed = 1;
+    w->comparator = colo_comparator_create(&config);
+    if (!w->comparator || !begin_flows(w))
+        return false;
+    w->grown = resident() - before;
+    return true;
+}
+
+static bool make_table(struct workload *w)
+{
+    uint8_t head[256];
+    struct colo_packet packet;
+
+    w->table = colo_table_create(MAX_FLOWS, 1);
+    w->ids = calloc(w->spec.flows, sizeof *w->ids);
+    if (!w->table || !w->ids)
+        return false;
+    for (uint32_t flow = 0; flow < w->spec.flows; flow++) {
+        write_header(w, head, flow, 0, 0, SYN_ACK);
+        colo_parse(head, w->header, w->spec.vnet_len, &packet);
+        if (!colo_table_add(w->table, &packet.id))
+            return false;
+    }
+    for (uint32_t n = 0; n < w->spec.flows; n++) {
+        write_header(w, head, nth_flow(w, n), 0, 0, SYN_ACK);
+        colo_parse(head, w->header, w->spec.vnet_len, &packet);
+        w->ids[n] = packet.id;
     }
     return true;
 }
@@ -262,39 +372,48 @@ static bool make_side(struct workload *w, int side, uint32_t cut)
     return true;
 }
 
+/* What a kind needs beside the arenas. */
+static bool make_rest(struct workload *w)
+{
+    if (w->spec.evict) {
+        w->other = malloc(w->spec.evict);
+        if (!w->other)
+            return false;
+        memset(w->other, 1, w->spec.evict); /* pages that were never written are all the same one */
+    }
+    if (w->spec.kind == WORKLOAD_MEMORY)
+        return (w->copy = calloc(1, w->bytes + w->sides[0].count * 16)) != NULL;
+    if (w->spec.kind == WORKLOAD_LOOKUP)
+        return make_table(w);
+    return make_comparator(w);
+}
+
 struct workload *workload_create(const struct workload_spec *spec)
 {
+    uint64_t turn_of_all = (uint64_t)spec->flows * spec->burst; /* frames until each flow has had its burst */
     struct workload *w = calloc(1, sizeof *w);
-    struct colo_config config;
-    uint64_t rounds;
 
-    if (!w || !spec->flows || !spec->length || !spec->burst || !spec->turn) {
+    if (!w || !spec->flows || spec->flows > MAX_FLOWS || !spec->length || !spec->burst || !spec->turn) {
         free(w);
         return NULL;
     }
     w->spec = *spec;
     w->now = 1000;
     w->header = spec->vnet_len + ETH_LEN + IP_LEN + (spec->kind == WORKLOAD_UDP ? UDP_LEN : TCP_LEN);
-    rounds = (spec->frames + (uint64_t)spec->flows * spec->burst - 1) / ((uint64_t)spec->flows * spec->burst);
-    w->per_flow = rounds * spec->burst * spec->length;
-    colo_config_default(&config);
-    config.compare_timeout = FOREVER;
-    config.max_flow_frames = config.max_frames = 1 << 24;
-    config.max_flow_bytes = config.max_bytes = UINT64_MAX / 4;
-    config.hash_seed = 1;
-    w->comparator = colo_comparator_create(&config);
-    if (!w->comparator || !make_side(w, COLO_PRIMARY, spec->length) ||
-        !make_side(w, COLO_SECONDARY, spec->recut ? spec->recut : spec->length) || !begin_flows(w)) {
+    w->stride = choose_stride(spec->flows);
+    w->per_flow = (spec->frames + turn_of_all - 1) / turn_of_all * spec->burst * spec->length;
+    if (!make_side(w, COLO_PRIMARY, spec->length) ||
+        !make_side(w, COLO_SECONDARY, spec->recut ? spec->recut : spec->length)) {
         workload_destroy(w);
         return NULL;
     }
     for (uint64_t i = 0; i < w->sides[0].count; i++)
         w->bytes += w->sides[0].frames[i].len;
-    w->stream = -w->per_flow;
-    if (spec->kind == WORKLOAD_MEMORY && !(w->copy = calloc(1, w->bytes + w->sides[0].count * 16))) {
+    if (!make_rest(w)) {
         workload_destroy(w);
         return NULL;
     }
+    w->stream = -w->per_flow;
     return w;
 }
 
@@ -303,10 +422,13 @@ void workload_destroy(struct workload *w)
     if (!w)
         return;
     colo_comparator_destroy(w->comparator);
+    colo_table_destroy(w->table);
     for (int side = 0; side < 2; side++) {
         free(w->sides[side].arena);
         free(w->sides[side].frames);
     }
+    free(w->ids);
+    free(w->other);
     free(w->copy);
     free(w);
 }
