@@ -30,7 +30,8 @@ def _clang_runtime() -> str | None:
 
 def missing_packages() -> list[str]:
     """Debian packages that bring what the tests need and this machine lacks, as far as can be known now."""
-    packages = [program for program in ("clang", "cpio", "tcpdump", "valgrind") if not _is_there(program)]  # named as their package
+    programs = ("clang", "cpio", "tcpdump", "valgrind")  # named as their packages
+    packages = [program for program in programs if not _is_there(program)]
     if _is_there("clang"):
         runtime = _clang_runtime()
         packages += [runtime] if runtime else []
