@@ -31,7 +31,7 @@ from core.library import Built, Spec, build
 from core.sizes import cold_frames
 from suite.goals import MEMORY, NAMES, OURS, RELAY, STOCK, SUPER, Arm
 from suite.machine import heading, last_cache
-from suite.runs import measure_process, measure_sockets
+from suite.runs import SINKS, measure_process, measure_sockets
 
 SCHEMA: Final = "coloproxy-scaling/1"
 STOCKS_FLOWS: Final = 10_000
@@ -58,16 +58,14 @@ _ALONE: Final = {OURS: NAMES[OURS]}
 _BOTH: Final = {OURS: NAMES[OURS], MEMORY: NAMES[MEMORY]}
 _ALL: Final = {OURS: NAMES[OURS], RELAY: NAMES[RELAY], STOCK: NAMES[STOCK]}
 SERIES: Final[Mapping[str, Series]] = {
-    "flows": Series(
-        "In process: 64-byte segments, each of another flow", "flows", "ns_per_frame", "ns a frame", _ALONE
-    ),
-    "memory": Series("Memory of a flow", "flows", "bytes_per_flow", "bytes", _ALONE),
+    "flows": Series("In process: each 64-byte segment of another flow", "flows", "ns_per_frame", "ns a frame", _ALONE),
+    "memory": Series("What the process grows by, divided by the flows", "flows", "bytes_per_flow", "bytes", _ALONE),
     "length": Series("In process: segment size, out of cache", "payload bytes", "gbit_per_second", "Gbit/s", _BOTH),
     "skew": Series(
         "In process: how far the secondary is behind, 1448-byte segments", "bytes", "ns_per_frame", "ns a frame", _ALONE
     ),
     "held": Series(
-        "In process: held, then flushed by a checkpoint, 1448-byte segments",
+        "In process: 1448-byte segments, held, then flushed by a checkpoint",
         "bytes",
         "ns_per_frame",
         "ns a frame",
@@ -143,11 +141,12 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
     document = heading(SCHEMA, parameters | {"series": options.only})
     built = build()
     wanted = list(points(options.only, options.quick))
-    runs = []
+    runs: list[dict[str, Any]] = []
     for number in range(options.rounds):
         for point in wanted if number % 2 == 0 else reversed(wanted):
             place = {"round": number, "series": point.series, "line": point.line, "x": point.x}
-            runs.append(run := place | measure(point, options, built))
+            run: dict[str, Any] = place | measure(point, options, built)
+            runs.append(run)
             value = run["figures"].get(SERIES[point.series].figure)
             told = run["error"] or (f"{value:,.1f} {SERIES[point.series].unit}" if value is not None else "")
             print(
@@ -166,17 +165,15 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="(3; quick: 1)")
-    parser.add_argument("--seconds", type=float, help="of each run through sockets (2; quick: 0.3)")
+    parser.add_argument("--seconds", type=float, help="of each run through sockets (2; quick: 0.2)")
     parser.add_argument("--omit", type=float, help="seconds before that (0.5; quick: 0.1)")
     parser.add_argument("--passes", type=int, help="of each run in process (9; quick: 2)")
-    parser.add_argument(
-        "--sink", choices=("verify", "count", "discard"), default="count", help="of the generator (count)"
-    )
+    parser.add_argument("--sink", choices=SINKS, default="count", help="of the generator (count)")
     parser.add_argument("--only", action="append", choices=list(SERIES), help="these series only")
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures are no figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options = parser.parse_args()
-    for name, usual, quick in (("rounds", 3, 1), ("seconds", 2.0, 0.3), ("omit", 0.5, 0.1), ("passes", 9, 2)):
+    for name, usual, quick in (("rounds", 3, 1), ("seconds", 2.0, 0.2), ("omit", 0.5, 0.1), ("passes", 9, 2)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
     options.only = list(dict.fromkeys(options.only or SERIES))

@@ -37,7 +37,7 @@ from core.library import Built, Spec, build
 from core.sizes import cold_frames
 from suite.goals import MEMORY, ROWS, WORKS, Arm, arms, judge, order
 from suite.machine import heading, last_cache
-from suite.runs import measure_process, measure_sockets
+from suite.runs import SINKS, measure_process, measure_sockets
 from suite.tables import rows_table
 
 SCHEMA: Final = "coloproxy-side-by-side/1"
@@ -87,17 +87,15 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="(7; quick: 1)")
-    parser.add_argument("--seconds", type=float, help="that are measured of each run (3; quick: 0.5)")
+    parser.add_argument("--seconds", type=float, help="that are measured of each run (3; quick: 0.3)")
     parser.add_argument("--omit", type=float, help="seconds before that (0.5; quick: 0.1)")
     parser.add_argument("--passes", type=int, help="of each run in process (15; quick: 3)")
-    parser.add_argument(
-        "--sink", choices=("verify", "count", "discard"), default="count", help="of the generator (count)"
-    )
+    parser.add_argument("--sink", choices=SINKS, default="count", help="of the generator (count)")
     parser.add_argument("--only", action="append", choices=list(ROWS), metavar="ROW", help=f"of: {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures are no figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options = parser.parse_args()
-    for name, usual, quick in (("rounds", 7, 1), ("seconds", 3.0, 0.5), ("omit", 0.5, 0.1), ("passes", 15, 3)):
+    for name, usual, quick in (("rounds", 7, 1), ("seconds", 3.0, 0.3), ("omit", 0.5, 0.1), ("passes", 15, 3)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
     options.only = list(dict.fromkeys(options.only or ROWS))

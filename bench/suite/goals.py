@@ -110,8 +110,6 @@ ROWS: Final[Mapping[str, Row]] = {
     "unix-stock-64x64": _throughput("64x64-unix", STOCK, None),
     "unix-relay-1448x1": _throughput("1448x1-unix", RELAY, None),
     "unix-relay-1448x64": _throughput("1448x64-unix", RELAY, None),
-    "latency-relay-p50": Row("latency_p50_us", Arm("request", OURS), Arm("request", RELAY), None, lower=True),
-    "latency-relay-p99": Row("latency_p99_us", Arm("request", OURS), Arm("request", RELAY), None, lower=True),
 }
 
 
@@ -121,7 +119,7 @@ def arms(rows: Iterable[str]) -> list[Arm]:
 
 
 def order(of: Sequence[Arm], number: int) -> list[Arm]:
-    """Of one round: each begins elsewhere, and each second one goes backwards, so that no arm has a place of its own."""
+    """Of one round: each begins elsewhere, each second one goes backwards, so that no arm has a place of its own."""
     shift = number * 3 % len(of) if of else 0
     turned = [*of[shift:], *of[:shift]]
     return turned[::-1] if number % 2 else turned

@@ -19,6 +19,10 @@ SPARE_S: Final = 120.0
 """So much longer than its traffic may a run take: 100,000 flows have to begin, what is held has to come out."""
 
 
+SINKS: Final = ("verify", "count", "discard")
+"""What the generator may do with what comes out."""
+
+
 class BenchError(Exception):
     """A run gave no result."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 from suite.goals import FIGURES
@@ -136,11 +137,7 @@ def scaling_table(document: Mapping[str, Any], series: str) -> Table:
         cells = []
         for line in about["lines"]:
             values = found.get((series, line, x))
-            cells.append(
-                spread({"median": sorted(values)[len(values) // 2], "min": min(values), "max": max(values)})
-                if values
-                else NONE
-            )
+            cells.append(spread({"median": median(values), "min": min(values), "max": max(values)}) if values else NONE)
         rows.append((number(x) if x < 1000 else f"{x:,.0f}", *cells))
     return Table(f"{about['title']} ({about['unit']})", (about["x"], *about["lines"].values()), tuple(rows), 1)
 
