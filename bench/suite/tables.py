@@ -11,7 +11,7 @@ from typing import Any, Final
 from suite.goals import FIGURES
 
 NONE: Final = "-"
-_GOALS_HEAD: Final = ("work", "through", "figure", "coloproxy", "against", "its figure", "ratio", "goal", "met")
+_GOALS_HEAD: Final = ("work", "through", "against", "goal", "figure", "coloproxy", "against", "ratio", "met")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ def number(value: float | None) -> str:
     """With three digits that count, or whole from 1,000 on: `0.031`, `12.3`, `1,204,000`."""
     if value is None:
         return NONE
+    if isinstance(value, int):
+        return f"{value:,}"
     size = abs(value)
     if size >= 1000:
         digits = max(0, len(f"{size:.0f}") - 4)
@@ -41,9 +43,11 @@ def number(value: float | None) -> str:
 
 
 def spread(figure: Mapping[str, Any] | None) -> str:
-    """`median (min to max)`."""
+    """`median (min to max)`; the median alone where there is nothing else."""
     if figure is None:
         return NONE
+    if figure["min"] == figure["max"]:
+        return number(figure["median"])
     return f"{number(figure['median'])} ({number(figure['min'])} to {number(figure['max'])})"
 
 
@@ -59,6 +63,8 @@ def _goal(row: Mapping[str, Any]) -> str:
 def _ratio(row: Mapping[str, Any]) -> str:
     if row["ratio"] is None:
         return NONE
+    if row["ratio_min"] is None or row["ratio_min"] == row["ratio_max"]:
+        return f"{number(row['ratio'])}x"
     return f"{number(row['ratio'])}x ({number(row['ratio_min'])} to {number(row['ratio_max'])})"
 
 
@@ -77,17 +83,17 @@ def goals_table(rows: Sequence[Mapping[str, Any]], caption: str = "Side by side"
             (
                 row["title"],
                 row["transport"],
+                row["against"],
+                _goal(row),
                 FIGURES[row["figure"]],
                 spread(row["ours"]),
-                row["against"],
                 spread(row["theirs"]),
                 _ratio(row),
-                _goal(row),
                 _met(row),
             )
             for row in rows
         ),
-        left=3,
+        left=5,
         notes=tuple(f"{row['title']}, {row['transport']}: {note}" for row in rows for note in row["notes"]),
     )
 
@@ -138,7 +144,7 @@ def scaling_table(document: Mapping[str, Any], series: str) -> Table:
         for line in about["lines"]:
             values = found.get((series, line, x))
             cells.append(spread({"median": median(values), "min": min(values), "max": max(values)}) if values else NONE)
-        rows.append((number(x) if x < 1000 else f"{x:,.0f}", *cells))
+        rows.append((f"{x:,}", *cells))
     return Table(f"{about['title']} ({about['unit']})", (about["x"], *about["lines"].values()), tuple(rows), 1)
 
 
