@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 T ?= 60
+QUICK ?=
 CSRC := $(wildcard csrc/*.c csrc/*.h csrc/traffic/*.c csrc/traffic/*.h)
 
 help:
@@ -13,6 +14,7 @@ help:
 	@echo "make test   everything: linters, types, C tests under sanitizers, properties, real VMs (root, Debian)"
 	@echo "make check  the part of it that needs neither root nor a VM"
 	@echo "make fuzz   libFuzzer on each entry point of the C core, T=60 seconds each (root, Debian, or clang)"
+	@echo "make bench  all that is measured, beside QEMU's own colo-compare (root, Debian); QUICK=1: a smoke run"
 	@echo "make lint   ruff and mypy only"
 	@echo "make clean  forget all that was built here"
 
@@ -26,7 +28,7 @@ $(BIN)/python: | deps
 
 # One install of the package, in the virtual environment, again whenever a source is newer.
 $(VENV)/.installed: $(BIN)/python setup.py pyproject.toml $(CSRC) $(shell find coloproxy -name '*.py')
-	$(BIN)/pip install --quiet ".[test]"
+	$(BIN)/pip install --quiet ".[test,bench]"
 	@touch $@
 
 install: $(VENV)/.installed
@@ -43,6 +45,9 @@ check: install
 fuzz: install
 	$(BIN)/python tools/run_fuzz.py --seconds $(T)
 
+bench: install
+	$(BIN)/python tools/run_bench.py $(if $(QUICK),--quick)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +57,4 @@ lint: install
 clean:
 	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build tests/fuzz/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help deps install demo test check fuzz lint clean
+.PHONY: help deps install demo test check fuzz bench lint clean

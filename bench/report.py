@@ -165,6 +165,7 @@ def _scaling(document: Mapping[str, Any]) -> Section:
         "scaling",
         "How cost grows",
         (*tables[:-1], replace(tables[-1], notes=errors)) if tables else (),
+        folded=True,
         texts=(QUICK,) if _is_quick(document) else (),
         plots=tuple(plots),
     )

@@ -15,6 +15,7 @@ import pytest
 from coloproxy import Cause, Comparator, Side
 
 TOP = Path(__file__).resolve().parent.parent
+BENCH_PROGRAMS = [TOP / "bench" / f"{name}.py" for name in ("instructions", "report", "scaling", "side_by_side")]
 DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
 
 
@@ -42,6 +43,7 @@ def every_help() -> str:
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
         [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],
         [sys.executable, str(TOP / "bench" / "guests.py"), "--help"],
+        *([sys.executable, str(program), "--help"] for program in BENCH_PROGRAMS),
     ]
     environment = {**os.environ, "COLUMNS": "200"}
     environment.pop("PYTHONSAFEPATH", None)  # a tool finds what lies beside it

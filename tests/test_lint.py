@@ -13,6 +13,10 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 
 
+BENCH = ["core", "suite", "instructions", "report", "scaling", "side_by_side"]
+"""Modules in bench/ that are checked as strictly as the package."""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -20,6 +24,7 @@ TOP = Path(__file__).resolve().parent.parent
         ["ruff", "format", "--check", "."],
         ["mypy", "coloproxy"],
         ["mypy", "bench/guests.py", "bench/real_guests/http_client.py"],
+        ["mypy", "-p", *" -p ".join(BENCH).split()],
     ],
     ids=" ".join,
 )
@@ -48,6 +53,7 @@ def test_every_source_names_its_licence() -> None:
             "tests/c/*.[ch]",
             "tools/*",
             "bench/**/*.py",
+            "bench/**/*.[ch]",
         )
         for path in TOP.glob(pattern)
         if path.is_file() and "__pycache__" not in path.parts

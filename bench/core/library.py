@@ -43,7 +43,7 @@ class Spec:
     recut: int = 0
     burst: int = 16
     frames: int = 2048
-    turn: int = 90
+    turn: int = 64
     skew: int = 0
     vnet_len: int = 0
     evict: int = 0
