@@ -52,7 +52,6 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench/guests.py bench/real_guests/http_client.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build tests/fuzz/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

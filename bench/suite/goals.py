@@ -218,10 +218,10 @@ def figures(document: Mapping[str, Any]) -> dict[str, Any]:
         return value
 
     ours = ("end", "coloproxy")
-    bits = at("end", "sum_received", "bits_per_second")
+    frames, length = at(*ours, "frames", "per_second") or None, at("start", "test_start", "blksize")
     return {
-        "frames_per_second": at(*ours, "frames", "per_second") or None,
-        "gbit_per_second": None if not bits else bits / 1e9,
+        "frames_per_second": frames,
+        "gbit_per_second": frames * length * 8 / 1e9 if frames and length else None,  # payload
         "latency_p50_us": at(*ours, "latency_us", "p50"),
         "latency_p99_us": at(*ours, "latency_us", "p99"),
         "cpu_seconds_per_gb": at(*ours, "cpu_seconds_per_gb"),
