@@ -23,8 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from core.library import OUT
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from core.library import OUT
 from suite.goals import NAMES, ROWS, WORKS
 from suite.plot import Bars, Line, Spread, bars_svg, lines_svg
 from suite.tables import (

@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
 import report
 import scaling
 from suite import goals, machine, plot, runs, tables

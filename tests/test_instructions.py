@@ -11,8 +11,9 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import instructions
 import pytest
+
+import instructions
 from core.library import Built, Spec, Workload, build, run_driver
 from instructions import Budgets, Toolchain, compare
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from suite.machine import last_cache, machine, versions
 
 from core.library import Built, Spec, Workload, build
 from core.sizes import Measure, cold_frames
+from suite.machine import last_cache, machine, versions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from suite.machine import caches, last_cache, memory
-
 from core.library import Spec
+from suite.machine import caches, last_cache, memory
 
 Measure = Callable[[Spec], None]
 """The fixture `measure`."""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from core.library import Built, Spec, run_driver
-
 from suite.goals import Arm, figures
 
 SPARE_S: Final = 120.0
