@@ -184,6 +184,7 @@ def test_the_machines_facts() -> None:
         (12.34, "12.3"),
         (1.234, "1.23"),
         (0.0312, "0.031"),
+        (0.0, "0"),
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:

@@ -32,6 +32,8 @@ def number(value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     size = abs(value)
+    if not size:
+        return "0"
     if size >= 1000:
         digits = max(0, len(f"{size:.0f}") - 4)
         return f"{round(value, -digits):,.0f}"
@@ -166,29 +168,37 @@ def guests_tables(document: Mapping[str, Any]) -> list[Table]:
 
 def facts_table(document: Mapping[str, Any]) -> Table:
     """On what it was measured, with which versions and parameters."""
-    machine, versions = document.get("machine", {}), document.get("versions", {})
-
-    def size(value: Any) -> str:
-        return f"{value / (1 << 20):,.3g} MiB" if isinstance(value, int) and value else NONE
+    machine, versions, parameters = (document.get(name, {}) for name in ("machine", "versions", "parameters"))
 
     caches = machine.get("caches") or {}
     rows = [
         ("CPU", f"{machine.get('cpu', NONE)}, {machine.get('cpus', NONE)} of them"),
-        ("caches", ", ".join(f"{name} {size(value)}" for name, value in caches.items()) or "not told"),
-        ("memory", size(machine.get("memory"))),
+        ("caches", ", ".join(f"{name} {_size(value)}" for name, value in caches.items()) or "not told"),
+        ("memory", _size(machine.get("memory"))),
         ("virtual machine", {True: "yes", False: "no"}.get(machine.get("hypervisor"), NONE)),
         ("frequency governor", machine.get("governor") or "not told"),
         ("kernel", f"{machine.get('kernel', NONE)}, {machine.get('system') or NONE}"),
         *((name.replace("_", " "), str(value)) for name, value in versions.items()),
         ("measured", f"{document.get('began', NONE)}"),
-        *((name.replace("_", " "), _parameter(value)) for name, value in document.get("parameters", {}).items()),
+        *(
+            (name.replace("_", " "), _parameter(value))
+            for name, value in parameters.items()
+            if not isinstance(value, list)
+        ),
     ]
     return Table("Machine, versions, parameters", ("what", "value"), tuple(rows), 2)
 
 
+def _size(value: int | None) -> str:
+    if not value:
+        return NONE
+    shift, unit = next(
+        (shift, unit) for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "B")) if value >> shift
+    )
+    return f"{value / (1 << shift):.3g} {unit}"
+
+
 def _parameter(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
