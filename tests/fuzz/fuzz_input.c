@@ -60,13 +60,13 @@ static void take_frames(struct world *w, uint32_t limit)
     colo_input_taken(&w->in, count);
 }
 
-static void read_some(struct world *w)
+static void read_some(struct world *w, size_t most)
 {
     long n;
 
     if (w->in.fd < 0 || w->in.framing.fault || colo_input_waits(&w->in) || !colo_input_prepare(&w->in, false))
         return;
-    n = colo_input_read(&w->in, w->number % 3 ? SIZE_MAX : 1 + w->number % 97);
+    n = colo_input_read(&w->in, most);
     if (n == 0) {
         struct colo_framing verdict = colo_input_verdict(&w->in);
 
@@ -106,7 +106,7 @@ static void finish(struct world *w)
         send_some(w, w->size);
         if (w->sent == w->size)
             shutdown(w->far, SHUT_WR);
-        read_some(w);
+        read_some(w, SIZE_MAX);
         take_frames(w, UINT32_MAX);
         idle = before == w->number + w->sent ? idle + 1 : 0;
     }
@@ -151,7 +151,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             send_some(&w, 1 + (act >> 2));
             break;
         case 1:
-            read_some(&w);
+            read_some(&w, act >> 2 == 63 ? SIZE_MAX : 1 + (act >> 2) * 16u);
             break;
         case 2:
             take_frames(&w, 1 + (act >> 2));
