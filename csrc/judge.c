@@ -208,6 +208,9 @@ bool colo_judge_may_read(struct colo_judge *j, int side)
 
 int64_t colo_judge_lead(const struct colo_judge *j, int side)
 {
+    /* What has diverged is held until a commit, whatever the other side says: that is no lead. */
+    if (j->wanted)
+        return 0;
     return (int64_t)colo_comparator_held_bytes(j->comparator, side) -
            (int64_t)colo_comparator_held_bytes(j->comparator, !side);
 }
