@@ -29,6 +29,7 @@ class ComparatorOptions(TypedDict, total=False):
         reorder_frames: how many unmatched datagrams of a flow a match is looked for among.
         compare_timeout: ns a frame may wait for the other side before a checkpoint is wanted.
         reorder_window: ns after which a datagram that other output has overtaken is a difference.
+        gap_window: ns after which bytes of a stream that the secondary has left out want a checkpoint.
         pass_classes: frame classes released at once, the secondary's copy swallowed; DEFAULT_PASS if left out.
         keep_gap: whether secondary frames read between STOP and RESUME are taken as the new epoch's (True) or
             dropped (False, safe on any link).
@@ -45,6 +46,7 @@ class ComparatorOptions(TypedDict, total=False):
     reorder_frames: int | None
     compare_timeout: int | None
     reorder_window: int | None
+    gap_window: int | None
     pass_classes: Iterable[FrameClass]
     keep_gap: bool
     hash_seed: int | None

@@ -104,6 +104,7 @@ class Cause(_Named):
     POLICY = 15
     LIMIT_FRAGMENTS = 16
     CONFLICT = 17
+    GAP = 18
 
 
 def _check_enums() -> None:

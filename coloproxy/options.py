@@ -28,6 +28,7 @@ class CompareOptions:
     qmp: Address | None = None
     vnet_hdr_support: bool = False
     compare_timeout_ms: int = 3000
+    gap_timeout_ms: int = 50
     expired_scan_cycle_ms: int = 1000
     max_queue_size: int | None = None
     max_flow_bytes: int | None = None
@@ -82,6 +83,7 @@ class CompareOptions:
         return Engine(
             vnet_hdr=self.vnet_hdr_support,
             compare_timeout=self.compare_timeout_ms * 1_000_000,
+            gap_window=self.gap_timeout_ms * 1_000_000,
             max_flow_frames=self.max_queue_size,
             max_flow_bytes=self.max_flow_bytes,
             max_flows=self.max_flows,

@@ -114,7 +114,7 @@ def options_json(config: Any, rules: Rules, *, vnet_hdr: bool) -> str:
     """
     names = (
         "max_flows", "max_frames", "max_bytes", "max_flow_frames", "max_flow_bytes", "max_fragments",
-        "reorder_frames", "compare_timeout", "reorder_window",
+        "reorder_frames", "compare_timeout", "reorder_window", "gap_window",
     )  # fmt: skip
     fields: dict[str, object] = {name: int(getattr(config, name)) for name in names}
     fields["pass_classes"] = [str(member) for member in FrameClass if config.pass_classes >> member & 1]

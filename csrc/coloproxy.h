@@ -143,6 +143,7 @@ struct colo_config {
     uint32_t reorder_frames;  /* datagrams: how far a match is looked for */
     int64_t compare_timeout;  /* ns a frame may wait for the other side before a checkpoint is wanted */
     int64_t reorder_window;   /* ns: datagrams that other output has overtaken for so long are a difference */
+    int64_t gap_window;       /* ns: bytes of a stream that the secondary has left out for so long want a checkpoint */
     uint32_t pass_classes;    /* bit 1 << enum colo_class: released at once, the secondary's copy swallowed */
     uint8_t keep_gap;         /* secondary frames read between STOP and RESUME: 0 dropped (safe), 1 new epoch */
     uint64_t hash_seed;       /* of the flow table; random in production, fixed in tests */
@@ -231,7 +232,8 @@ enum colo_cause {
     COLO_CAUSE_POLICY = 15,          /* a rule says that a frame may leave by a commit only */
     COLO_CAUSE_LIMIT_FRAGMENTS = 16,
     COLO_CAUSE_CONFLICT = 17,        /* a side contradicts itself: other bytes at an offset that it still waits with */
-    COLO_CAUSE_COUNT = 18,           /* the arrays of colo_counters have room for 32 */
+    COLO_CAUSE_GAP = 18,             /* the secondary went on beyond bytes that it has not said, for gap_window */
+    COLO_CAUSE_COUNT = 19,           /* the arrays of colo_counters have room for 32 */
 };
 
 const char *colo_cause_name(int cause);

@@ -22,6 +22,7 @@ void colo_config_default(struct colo_config *config)
         .reorder_frames = 64,
         .compare_timeout = (int64_t)3000 * 1000000,
         .reorder_window = (int64_t)20 * 1000000,
+        .gap_window = (int64_t)50 * 1000000,
         .pass_classes = 1u << COLO_CLASS_ARP | 1u << COLO_CLASS_ND | 1u << COLO_CLASS_DHCP |
                         1u << COLO_CLASS_MULTICAST | 1u << COLO_CLASS_LINK,
     };
@@ -32,7 +33,7 @@ static bool makes_sense(const struct colo_config *config)
     return config->max_flows > 0 && config->max_flows <= 1u << 24 && config->max_frames >= 2 &&
            config->max_frames <= 1u << 28 && config->max_bytes >= 2 && config->max_flow_frames > 0 &&
            config->max_flow_bytes > 0 && config->max_fragments > 0 && config->reorder_frames > 0 &&
-           config->compare_timeout > 0 && config->reorder_window > 0 &&
+           config->compare_timeout > 0 && config->reorder_window > 0 && config->gap_window > 0 &&
            colo_policies_are_sane(config->rules, config->rules_count) &&
            colo_tolerances_are_sane(config->tolerances, config->tolerances_count);
 }
@@ -363,10 +364,12 @@ int64_t colo_comparator_deadline(const colo_comparator *c)
 
     if (c->mode != COLO_MODE_PROTECTED)
         return NEVER;
-    if (c->overtaken)
-        next = plus(c->overtaken->u.dg.since, c->config.reorder_window);
+    if (c->overtaken.oldest)
+        next = plus(c->overtaken.oldest->overtaken_since, c->config.reorder_window);
     if (c->wanted) /* the checkpoint that is asked for answers all time-outs */
         return next;
+    if (c->gaps.oldest)
+        next = earlier(next, plus(c->gaps.oldest->overtaken_since, c->config.gap_window));
     for (int side = 0; side < 2; side++)
         if (c->held[side].head)
             next = earlier(next, plus(c->held[side].head->time, c->config.compare_timeout));
@@ -384,6 +387,7 @@ void colo_comparator_tick(colo_comparator *c, int64_t now)
         return;
     colo_datagram_expire(c);
     colo_fragment_expire(c);
+    colo_gap_expire(c);
     for (int side = 0; side < 2; side++) {
         const struct colo_rec *rec = c->held[side].head;
 

@@ -12,7 +12,9 @@
  *   quick.c       all of that for the next plain frame of a calm connection, which nearly every frame is
  *   ahead.c       frames are parsed, and their flows fetched into the cache, some frames ahead
  *   ack.c         the ACK rule: which held TCP frame may leave, with which ACK number
+ *   gap.c         what the secondary has left out of its stream
  *   datagram.c    everything that is not TCP: a bag per flow
+ *   overtaken.c   flows whose time runs because the secondary has gone on, by age
  *   fragment.c    fragments, until their datagram is whole
  *   segment.c     UDP super-frames, as the datagrams that they are
  *   group.c       a datagram of several frames, a frame of several datagrams
@@ -34,6 +36,7 @@
 #include "flow.h"
 #include "fragment.h"
 #include "group.h"
+#include "overtaken.h"
 #include "policy.h"
 #include "segment.h"
 #include "tolerance.h"
@@ -60,8 +63,8 @@ struct colo_comparator {
     struct colo_debt *debts_tail;
     struct colo_debt *debts_free;
     uint32_t debts_count;
-    struct colo_flow *overtaken;  /* datagram flows whose first frame was overtaken, oldest first */
-    struct colo_flow *overtaken_tail;
+    struct colo_overtaken overtaken; /* datagram flows whose first frame was overtaken */
+    struct colo_overtaken gaps;   /* TCP flows in which the secondary has left bytes out: gap.c */
     struct colo_flow *judged;     /* of the last frame of this call, if it was judged in one */
     uint64_t epoch;
     int64_t now;                  /* of the call in progress */
@@ -132,6 +135,8 @@ void colo_stream_next_data(struct colo_flow *flow, const struct colo_rec *rec);
 bool colo_stream_is_matched(const struct colo_tcp *tcp, int64_t start, int64_t end);
 /* Puts a placed secondary frame among the unmatched ones, or discards it where it says nothing new. */
 void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
+/* The held primary frame that covers `match`; NULL: there is none. */
+struct colo_rec *colo_stream_covering(const struct colo_flow *flow);
 /* Compares as far as both streams reach. */
 void colo_stream_advance(colo_comparator *c, struct colo_flow *flow);
 /*
@@ -164,12 +169,18 @@ void colo_ack_pay_all(colo_comparator *c, uint8_t reason);
 void colo_ack_note_released(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 void colo_ack_drop_debt(colo_comparator *c, struct colo_flow *flow);
 
+/* gap.c */
+/* The flow is compared as far as it goes: a gap may have begun, or closed. */
+void colo_gap_watch(colo_comparator *c, struct colo_flow *flow);
+void colo_gap_forget(colo_comparator *c, struct colo_flow *flow);
+/* A gap that has stood for the window asks for a checkpoint. */
+void colo_gap_expire(colo_comparator *c);
+
 /* datagram.c */
 void colo_datagram_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 void colo_datagram_secondary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec);
 /* Flows whose first frame has been overtaken for longer than the window. */
 void colo_datagram_expire(colo_comparator *c);
-void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow);
 void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow);
 
 /* output.c: sets all that releasing and discarding an unaltered frame looks at, in a record with anything in it. */

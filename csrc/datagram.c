@@ -99,32 +99,14 @@ static struct colo_rec *find_tolerable(colo_comparator *c, const struct colo_flo
 
 /* ---------------------------------------------- flows that are overtaken */
 
-void colo_datagram_forget(colo_comparator *c, struct colo_flow *flow)
-{
-    struct colo_datagrams *dg = &flow->u.dg;
-
-    if (!dg->since)
-        return;
-    *(dg->prev ? &dg->prev->u.dg.next : &c->overtaken) = dg->next;
-    *(dg->next ? &dg->next->u.dg.prev : &c->overtaken_tail) = dg->prev;
-    dg->next = dg->prev = NULL;
-    dg->since = 0;
-}
-
 static void watch(colo_comparator *c, struct colo_flow *flow)
 {
-    struct colo_datagrams *dg = &flow->u.dg;
-    bool overtaken = !flow->diverged && flow->p.head && !flow->p.head->matched && (flow->s.head || dg->matched);
+    bool overtaken = !flow->diverged && flow->p.head && !flow->p.head->matched && (flow->s.head || flow->u.dg.matched);
 
-    if (!overtaken) {
-        colo_datagram_forget(c, flow);
-    } else if (!dg->since) {
-        dg->since = c->now ? c->now : 1; /* 0 is "not overtaken" */
-        dg->next = NULL;
-        dg->prev = c->overtaken_tail;
-        *(dg->prev ? &dg->prev->u.dg.next : &c->overtaken) = flow;
-        c->overtaken_tail = flow;
-    }
+    if (!overtaken)
+        colo_overtaken_remove(&c->overtaken, flow);
+    else if (!flow->overtaken_since)
+        colo_overtaken_add(&c->overtaken, flow, c->now);
 }
 
 void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow)
@@ -136,7 +118,7 @@ void colo_datagram_drop_secondary(colo_comparator *c, struct colo_flow *flow)
         colo_held_remove(c, rec);
         colo_output_discard(c, rec, COLO_REASON_DIVERGED);
     }
-    colo_datagram_forget(c, flow);
+    colo_overtaken_remove(&c->overtaken, flow);
 }
 
 static int64_t first_difference(colo_comparator *c, const struct colo_flow *flow, const struct colo_rec *a,
@@ -156,10 +138,10 @@ void colo_datagram_expire(colo_comparator *c)
 {
     struct colo_flow *flow;
 
-    while ((flow = c->overtaken) && c->now - flow->u.dg.since >= c->config.reorder_window) {
+    while ((flow = c->overtaken.oldest) && c->now - flow->overtaken_since >= c->config.reorder_window) {
         const struct colo_rec *p = flow->p.head, *s = flow->s.head;
 
-        colo_datagram_forget(c, flow);
+        colo_overtaken_remove(&c->overtaken, flow);
         colo_flow_diverged(c, flow, COLO_CAUSE_DATAGRAM, p, s, s ? first_difference(c, flow, p, s) : 0);
     }
 }
@@ -179,7 +161,7 @@ static void release_front(colo_comparator *c, struct colo_flow *flow)
         moved = true;
     }
     if (moved)
-        colo_datagram_forget(c, flow); /* a new first frame gets a window of its own */
+        colo_overtaken_remove(&c->overtaken, flow); /* a new first frame gets a window of its own */
     watch(c, flow);
 }
 

@@ -128,8 +128,8 @@ static void flush(colo_comparator *c, int64_t cut_p, int64_t cut_s, uint8_t reas
 
     c->deferred = (struct colo_list){NULL, NULL};
     colo_fragment_forget_all(c);
-    while (c->overtaken) /* first of all: a flow whose frames have left may be evicted by `absorb` */
-        colo_datagram_forget(c, c->overtaken);
+    colo_overtaken_clear(&c->overtaken); /* first of all: a flow whose frames have left may be evicted by `absorb` */
+    colo_overtaken_clear(&c->gaps);
     append(&all, &c->held[COLO_PRIMARY]);
     append(&all, &c->held[COLO_SECONDARY]);
     while ((rec = colo_list_pop(&all)) || (rec = colo_list_pop(&deferred))) {

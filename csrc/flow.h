@@ -89,13 +89,11 @@ struct colo_tcp {
     struct colo_debt *debt;
     struct colo_list unplaced;    /* secondary frames that wait for the primary's first frame or new SYN */
     struct colo_list later;       /* primary frames from a new SYN on, while older ones are held */
+    int64_t gap_at;               /* the flow is in the list of gaps: `match` when it came in */
 };
 
 struct colo_datagrams {
-    int64_t since;                /* when other output overtook the first held frame, 0: it has not */
     uint32_t matched;             /* held frames that are matched and wait for an earlier one */
-    struct colo_flow *next;       /* flows whose `since` is set, by age */
-    struct colo_flow *prev;
 };
 
 /*
@@ -129,6 +127,9 @@ struct colo_flow {
         struct colo_tcp tcp;
         struct colo_datagrams dg;
     } u;
+    int64_t overtaken_since;           /* of this and the next: overtaken.h; 0: in no list */
+    struct colo_flow *overtaken_next;
+    struct colo_flow *overtaken_prev;
 };
 
 /* Ids are compared for each frame: as words, for gcc makes a call of memcmp. Both are whole, their padding is 0. */

@@ -49,6 +49,7 @@ const char *colo_cause_name(int cause)
         [COLO_CAUSE_PRIMARY_TIMEOUT] = "primary-timeout",
         [COLO_CAUSE_SECONDARY_TIMEOUT] = "secondary-timeout",
         [COLO_CAUSE_ACK_TIMEOUT] = "ack-timeout",
+        [COLO_CAUSE_GAP] = "gap",
         [COLO_CAUSE_LIMIT_FRAMES] = "limit-frames",
         [COLO_CAUSE_LIMIT_BYTES] = "limit-bytes",
         [COLO_CAUSE_LIMIT_FLOWS] = "limit-flows",

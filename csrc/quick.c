@@ -88,7 +88,10 @@ static void release(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *r
     colo_output_release(c, rec, COLO_REASON_MATCHED);
 }
 
-/* Compares a new primary frame with what the secondary has said already. False: there is a difference. */
+/*
+ * Compares a new primary frame with what the secondary has said already. False: there is a difference, or a gap, which
+ * gap.c must hear of.
+ */
 static bool compare_primary(colo_comparator *c, struct colo_flow *flow, const struct span *span)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
@@ -106,7 +109,7 @@ static bool compare_primary(colo_comparator *c, struct colo_flow *flow, const st
         colo_held_remove(c, s);
         colo_output_discard(c, s, COLO_REASON_MATCHED);
     }
-    return true;
+    return tcp->match == span->to || !flow->s.head;
 }
 
 bool colo_quick_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec,

@@ -310,8 +310,7 @@ bool colo_stream_urgent_agrees(const struct colo_tcp *tcp, const struct colo_rec
     return true;
 }
 
-/* The held primary frame that covers `match`. */
-static struct colo_rec *covering(const struct colo_flow *flow)
+struct colo_rec *colo_stream_covering(const struct colo_flow *flow)
 {
     for (struct colo_rec *rec = flow->u.tcp.first_data; rec; rec = rec->flow_link.next)
         if (colo_stream_has_range(rec) && rec->off <= flow->u.tcp.match && colo_stream_end(rec) > flow->u.tcp.match)
@@ -331,7 +330,7 @@ void colo_stream_advance(colo_comparator *c, struct colo_flow *flow)
         absorb_ranges(tcp);
         drop_used(c, flow);
         s = flow->s.head;
-        if (!s || s->off > tcp->match || !(p = covering(flow)))
+        if (!s || s->off > tcp->match || !(p = colo_stream_covering(flow)))
             return;
         limit = colo_stream_end(p) < colo_stream_end(s) ? colo_stream_end(p) : colo_stream_end(s);
         if (tcp->ranges && limit > tcp->range[0].start)

@@ -41,6 +41,7 @@ void colo_tcp_drop_secondary(colo_comparator *c, struct colo_flow *flow, uint8_t
 {
     struct colo_rec *rst = flow->u.tcp.rst_rec;
 
+    colo_gap_forget(c, flow);
     discard_list(c, &flow->s, reason);
     if (rst) {
         flow->u.tcp.rst_rec = NULL;
@@ -352,7 +353,7 @@ void colo_tcp_absorb(colo_comparator *c, struct colo_flow *flow, struct colo_rec
 }
 
 /* Compares and releases as far as it goes; then takes in the next generation, if one waits. */
-static void settle(colo_comparator *c, struct colo_flow *flow)
+static void settle_generations(colo_comparator *c, struct colo_flow *flow)
 {
     for (;;) {
         struct colo_list later = flow->u.tcp.later;
@@ -371,6 +372,12 @@ static void settle(colo_comparator *c, struct colo_flow *flow)
             arrive_primary(c, flow, rec);
         }
     }
+}
+
+static void settle(colo_comparator *c, struct colo_flow *flow)
+{
+    settle_generations(c, flow);
+    colo_gap_watch(c, flow);
 }
 
 void colo_tcp_primary(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)

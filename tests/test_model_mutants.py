@@ -610,6 +610,27 @@ class IsImpatient(Toy):
         super().tick(now)
 
 
+class NeverMindsGaps(Toy):
+    """events: what the secondary has left out waits for compare_timeout."""
+
+    def gap_times(self) -> list[int]:
+        return []
+
+
+class HasNoPatienceWithGaps(Toy):
+    """events: a gap asks for a checkpoint before what is re-ordered can have come."""
+
+    def gap_begins(self, track: Track, now: int) -> int:
+        return now - self.config.gap_window + 1
+
+
+class TakesOneGapForAnother(Toy):
+    """events: when a gap has closed, the time of the next one runs already."""
+
+    def gap_begins(self, track: Track, now: int) -> int:
+        return track.gap_since or now
+
+
 MUTANTS = [
     value
     for value in list(globals().values())
@@ -665,6 +686,16 @@ def silences() -> Iterable[list[Step]]:
     frame = wire.tcp(wire.Path(), 9, 9, wire.ACK, b"abc")
     for side in (0, 1):
         yield [Stop(0), Commit(1, 2), Feed(side, (frame,), 3), Tick(4_000_000_000)]
+
+
+def gaps() -> Iterable[list[Step]]:
+    """The secondary leaves out one byte, then another."""
+    ours, *theirs = (wire.tcp(wire.Path(), 9 + at, 9, wire.ACK, b"abcdef"[at:end])
+                     for at, end in ((0, 6), (1, 3), (4, 6), (0, 1)))  # fmt: skip
+    begin: list[Step] = [Stop(0), Commit(1, 2), Feed(0, (ours,), 3), Feed(1, tuple(theirs[:2]), 4)]
+    window = Config().gap_window
+    yield [*begin, Tick(3 + window), Tick(4 + window)]
+    yield [*begin, Feed(1, (theirs[2],), 3 + window), Tick(2 + 2 * window), Tick(3 + 2 * window)]
 
 
 def half_datagrams() -> Iterable[list[Step]]:
@@ -727,7 +758,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
     for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),
                  (b"the id=1234", b"the id=5678"), (b"the id=1|2", b"the id=123")):  # fmt: skip
         yield play(tolerated(*said), Config(rules=TOLERANT))
-    for schedule in (*silences(), *half_datagrams()):
+    for schedule in (*silences(), *gaps(), *half_datagrams()):
         yield play(schedule, Config())
     for conversation in conversations():
         config = Config(keep_gap=conversation.keep_gap)

@@ -139,6 +139,16 @@ def compare(
             help="A frame that waited so long for the other VM's asks for a checkpoint.",
         ),
     ] = 3000,
+    gap_timeout: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=1,
+            rich_help_panel=RULES,
+            help="TCP bytes that the secondary has left out for so long, while it has gone on beyond them, ask for a "
+            "checkpoint.",
+        ),
+    ] = 50,
     expired_scan_cycle: Annotated[
         int,
         typer.Option(
@@ -288,6 +298,7 @@ def compare(
             qmp=_optional(qmp, "--qmp", may_listen=False),
             vnet_hdr_support=vnet_hdr_support,
             compare_timeout_ms=compare_timeout,
+            gap_timeout_ms=gap_timeout,
             expired_scan_cycle_ms=expired_scan_cycle,
             max_queue_size=max_queue_size,
             max_flow_bytes=max_flow_bytes,

@@ -134,6 +134,14 @@ def replay(
         int,
         _milliseconds("--reorder-window", RULES, "A datagram that others have overtaken for so long is a difference."),
     ] = 20,
+    gap_timeout: Annotated[
+        int,
+        _milliseconds(
+            "--gap-timeout",
+            RULES,
+            "TCP bytes that the secondary has left out for so long, while it has gone on beyond them, are a difference.",
+        ),
+    ] = 50,
     pass_classes: Annotated[
         str,
         typer.Option(
@@ -166,6 +174,7 @@ def replay(
             "checkpoint_after_ms": checkpoint_after,
             "compare_timeout_ms": compare_timeout,
             "reorder_window_ms": reorder_window,
+            "gap_timeout_ms": gap_timeout,
             "pass": sorted(str(member) for member in _classes(pass_classes)),
             "rules": None if rules is None else str(rules),
             "primary_interface": primary_interface,
@@ -189,6 +198,7 @@ def replay(
             comparator=ComparatorOptions(
                 compare_timeout=compare_timeout * 1_000_000,
                 reorder_window=reorder_window * 1_000_000,
+                gap_window=gap_timeout * 1_000_000,
                 max_flow_frames=max_queue_size,
                 max_flow_bytes=max_flow_bytes,
                 max_flows=max_flows,

@@ -31,7 +31,7 @@ MAX_MISMATCHES: Final = 1000
 _SIDES: Final = {"primary_in": Side.PRIMARY, "secondary_in": Side.SECONDARY}
 _NUMBERS: Final = (
     "max_flows", "max_frames", "max_bytes", "max_flow_frames", "max_flow_bytes", "max_fragments", "reorder_frames",
-    "compare_timeout", "reorder_window",
+    "compare_timeout", "reorder_window", "gap_window",
 )  # fmt: skip
 
 

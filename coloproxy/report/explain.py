@@ -109,6 +109,15 @@ _EXPLANATIONS = {
         "program does not read), or its capture lacks its ACKs.",
         "See in the history whether the inbound frames before this one were answered by both sides.",
     ),
+    Cause.GAP: Explanation(
+        "the secondary left out bytes",
+        "The secondary has gone on in this stream beyond bytes of the primary's that it has not sent itself, and within "
+        "the gap time-out it did not send them.",
+        "Its capture lost packets (see what the capturing program says of drops) or begins later, or its guest or its "
+        "QEMU lost a segment, as it happens at a checkpoint, and TCP sends it again later.",
+        "See in the history whether the secondary sent these bytes later on: then they were lost once, and a longer "
+        "--gap-timeout waits for them.",
+    ),
     Cause.CONFLICT: Explanation(
         "one side contradicts itself",
         "A frame overlaps an earlier one of the same side that still waits, and says otherwise there. Both pieces of "

@@ -54,6 +54,7 @@ class Core:
             reorder_frames=config.reorder_frames,
             compare_timeout=config.compare_timeout,
             reorder_window=config.reorder_window,
+            gap_window=config.gap_window,
             keep_gap=config.keep_gap,
             rules=config.rules,
         )

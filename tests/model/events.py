@@ -167,6 +167,9 @@ class EventJudge(Facts):
         """To be called when the implementation has had its tick, if it wanted one."""
         if self.wanted is not None or self.mode != PROTECTED or not self.live:
             return
+        for key in self._overdue_gaps():
+            if self.policy(key) == Policy.COMPARE and key not in self.fragmented:
+                raise Violation("events", f"{key} has a gap since {self.gaps[key][2]}, and no checkpoint is wanted")
         latest = self.now - self.config.compare_timeout
         if self.epoch_began > latest:
             return

@@ -53,6 +53,7 @@ class Facts:
         self.fragmented: set[Key] = set()  # see _forget_fragmented
         self.gap: list[Held] = []  # read while stopped: their epoch is not known yet
         self.unanswered: list[Held] = []  # the secondary's, of this epoch, perhaps not yet said by the primary
+        self.gaps: dict[Key, tuple[int, int, int]] = {}  # incarnation and position (TcpFlow.gap), and since when
         self.latest: dict[Key, Packet] = {}  # the last frame of the flow that left
         self.epoch_began = 0
         self.now = 0
@@ -231,6 +232,7 @@ class Facts:
             Cause.PRIMARY_TIMEOUT: held,
             Cause.ACK_TIMEOUT: held or owed,
             Cause.SECONDARY_TIMEOUT: theirs,
+            Cause.GAP: bool(self.fragmented or self._overdue_gaps()),
         }
 
     def _new_epoch(self, now: int) -> None:
@@ -242,6 +244,7 @@ class Facts:
         self.timed_out = None
         self.limits = set()
         self.unanswered = []
+        self.gaps = {}
         for side in self.reassembly:
             side.clear()
 
@@ -267,10 +270,25 @@ class Facts:
                 held.segment = flow.place(held.side, held.packet)
             flow.step = self.step_number
             flow.say(held.side, held.segment)
+            self._watch_gap(flow, held.time)
         elif held.side == SECONDARY:
             flow.say(held.packet)
         if held.side == SECONDARY:
             self.unanswered.append(held)
+
+    def _watch_gap(self, flow: TcpFlow, now: int) -> None:
+        """Of the connection that the primary's first held frame is of: others wait, or are over."""
+        waiting = (held.segment for held in self.queues[flow.key] if held.segment and not held.committed)
+        first = next(waiting, None)
+        position = None if first is None else flow.gap(first.incarnation)
+        if first is None or position is None:
+            self.gaps.pop(flow.key, None)
+        elif self.gaps.get(flow.key, ())[:2] != (first.incarnation, position):
+            self.gaps[flow.key] = first.incarnation, position, now
+
+    def _overdue_gaps(self) -> list[Key]:
+        latest = self.now - self.config.gap_window
+        return [key for key, (_, _, since) in self.gaps.items() if since <= latest and key not in self.diverged]
 
     def _is_unanswered(self, held: Held) -> bool:
         """The secondary said there what the primary has not said, and no commit covers."""

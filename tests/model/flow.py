@@ -304,6 +304,25 @@ class TcpFlow:
                 return inc, first
         return None
 
+    def gap(self, number: int) -> int | None:
+        """The first position that the primary said, the secondary did not, and the secondary went on beyond.
+
+        Of that incarnation; both have said all before it in this epoch, or a commit covers it.
+        """
+        inc = self.incarnation(number)
+        ours, theirs = inc.said
+        if inc.zero is None:
+            return None
+        begin = inc.zero if inc.covered is None else max(inc.zero - 1, inc.covered)
+        if inc.isn[PRIMARY] is not None and not inc.is_covered(inc.zero - 1):
+            begin = inc.zero if theirs.syns and ours.syns else inc.zero - 1
+        while begin in ours.data and begin in theirs.data:
+            begin += 1
+        is_said = begin in ours.data or begin in ours.fins or (begin < inc.zero and ours.syns)
+        if not is_said or begin in theirs.data or begin in theirs.fins:
+            return None
+        return begin if any(p > begin for said in (theirs.data, theirs.fins) for p in said) else None
+
     def fin_differs(self) -> bool:
         """One side ends a stream where the other goes on, or ends it elsewhere."""
         for inc in self.incarnations.values():

@@ -48,6 +48,9 @@ class Oracle(EventJudge):
             raise Violation("R2", f"fragment {self.leaving[0].name} stayed behind when its datagram left")
         for event in sorted(events, key=lambda event: isinstance(event, Want)):  # reasons first
             self._judge_event(event)
+        if self.mode == PROTECTED:
+            for flow in self._tcp_flows():
+                self._watch_gap(flow, self.now)
         self._judge_limits()
         self._judge_nothing_lost()
         if self.live:

@@ -33,11 +33,12 @@ from model.flow import PRIMARY, SECONDARY, near
 from model.oracle import Oracle
 from model.packet import parse
 from model.run import Abort, Alone, Commit, Feed, Run, Step, Stop, Tick
-from model.verdict import Action, Cause, Config, Diverged, Emit, Event, Limit, Release, Subject, Tolerated, Want
+from model.verdict import TIMEOUTS, Action, Config, Diverged, Emit, Event, Limit, Release, Subject, Tolerated, Want
 
 MICROSECOND, MILLISECOND = 1_000, 1_000_000
 TIMEOUT_MS = 3000
 WINDOW_MS = 20
+GAP_MS = 50
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,6 @@ def _event(event: Event) -> str:
     if isinstance(event, Limit):
         return f"limit:{name.removeprefix('limit-')}"
     assert isinstance(event, Diverged)
-    if event.cause in (Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT):
+    if event.cause in TIMEOUTS:
         return f"!{name}"
     return f"!{name}@{event.offset}"

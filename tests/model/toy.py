@@ -56,6 +56,8 @@ class Track:
     theirs: list[Item] = field(default_factory=list)  # the secondary's frames of this epoch
     latest: Item | None = None  # the last frame that left
     overtaken_since: int | None = None
+    gap: tuple[int, int] | None = None  # incarnation and position
+    gap_since: int = 0
     diverged: bool = False
 
 
@@ -103,6 +105,7 @@ class Toy:
         times += [since + self.config.compare_timeout for item in self.loose if item.side == SECONDARY
                   and (since := self.reassembly[SECONDARY].since(item)) is not None]  # fmt: skip
         if not self.wanted:
+            times += [time + self.config.gap_window for time in self.gap_times()]
             times += [i.time + self.config.compare_timeout for i in self.loose if i.side == PRIMARY]
             for track in self.tracks.values():
                 times += [item.time + self.config.compare_timeout for item in track.queue[:1]]
@@ -117,6 +120,8 @@ class Toy:
             return
         latest = now - self.config.compare_timeout
         self.drop_fragments(latest)
+        if any(time <= now - self.config.gap_window for time in self.gap_times()):
+            self.want(Cause.GAP)
         if any(item.time <= latest for item in self.loose if item.side == PRIMARY):
             self.want(Cause.PRIMARY_TIMEOUT)
         for track in self.tracks.values():
@@ -313,6 +318,7 @@ class Toy:
             if item.segment is None:
                 item.segment = track.facts.place(item.side, item.packet)
             track.facts.say(item.side, item.segment)
+            self.watch_gap(track, track.facts, item.time)
         elif item.side == SECONDARY:
             track.facts.say(item.packet)
         if self.mode == PROTECTED and self.waits_for_commit(item.packet.key):
@@ -340,6 +346,8 @@ class Toy:
                 self.look_for_divergence(track)
                 if not track.diverged:
                     self.release_ready(track)
+                if isinstance(track.facts, TcpFlow):
+                    self.watch_gap(track, track.facts, self.now)
             if isinstance(track.facts, TcpFlow) and not track.diverged:
                 self.emit_ack(track, track.facts)
 
@@ -463,6 +471,7 @@ class Toy:
         track.facts.commit()
         track.theirs = []
         track.overtaken_since = None
+        track.gap = None
         track.diverged = False
 
     def new_epoch(self) -> None:
@@ -534,6 +543,20 @@ class Toy:
             track.overtaken_since = self.now
         elif self.now - track.overtaken_since >= self.config.reorder_window:
             self.diverge(track, Cause.DATAGRAM, 0, 0, track.queue[0].packet.body[:96], b"")
+
+    def watch_gap(self, track: Track, facts: TcpFlow, now: int) -> None:
+        first = next((item.segment for item in track.queue if item.segment), None)
+        position = None if first is None else facts.gap(first.incarnation)
+        if first is None or position is None:
+            track.gap = None
+        elif track.gap != (first.incarnation, position):
+            track.gap, track.gap_since = (first.incarnation, position), self.gap_begins(track, now)
+
+    def gap_begins(self, track: Track, now: int) -> int:
+        return now
+
+    def gap_times(self) -> list[int]:
+        return [track.gap_since for track in self.tracks.values() if track.gap and not track.diverged]
 
     def diverge(
         self, track: Track, cause: Cause, offset: int = 0, context: int = 0, ours: bytes = b"", theirs: bytes = b""

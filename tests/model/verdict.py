@@ -43,9 +43,10 @@ class Cause(IntEnum):
     POLICY = 15
     LIMIT_FRAGMENTS = 16
     CONFLICT = 17
+    GAP = 18
 
 
-TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT})
+TIMEOUTS = frozenset({Cause.PRIMARY_TIMEOUT, Cause.SECONDARY_TIMEOUT, Cause.ACK_TIMEOUT, Cause.GAP})
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Config:
     reorder_frames: int = 64
     compare_timeout: int = 3_000_000_000
     reorder_window: int = 10_000_000
+    gap_window: int = 50_000_000
     keep_gap: bool = False
     rules: Rules = NO_RULES
 
