@@ -11,6 +11,7 @@ import wire
 from model.core import Core
 from model.packet import parse
 from model.table import (
+    GAP_MS,
     NUMBERS,
     OPEN,
     SYN_OPTIONS,
@@ -19,6 +20,8 @@ from model.table import (
     Numbers,
     Row,
     Table,
+    abort,
+    alone,
     commit,
     p,
     p_raw,
@@ -26,11 +29,14 @@ from model.table import (
     s,
     s_raw,
     s_syn,
+    stop,
     wait,
 )
 from model.toy import Toy
-from model.verdict import Config, Emit, Release, Subject
+from model.verdict import NEVER, Cause, Config, Diverged, Emit, Release, Subject, Want
 from wire import Noise, Options, Path
+
+from coloproxy import events
 
 MSS = "x" * 1448
 BULK = bytes(range(251)) * 12
@@ -653,6 +659,187 @@ SILENCE: dict[str, list[Row]] = {
     ],
 }
 
+OTHER = Path(dport=40001)
+
+# The secondary leaves out bytes and goes on.
+GAPS: dict[str, list[Row]] = {
+    "bytes that stay out ask for a checkpoint": [
+        *OPEN,
+        ([p(0, "abc"), p(3, "def")], ""),
+        (s(3, "def"), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+        (wait(TIMEOUT_MS), ""),
+        (commit(), "p2 p3"),
+    ],
+    "the secondary was first": [
+        *OPEN,
+        (s(3, "def"), ""),
+        (wait(GAP_MS), ""),
+        (p(0, "abcdef"), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+    "and has sent half of it": [
+        *OPEN,
+        ([s(0, "ab"), s(4, "ef")], ""),
+        (p(0, "abcdef"), ""),
+        (wait(GAP_MS), "!gap want:gap"),
+        (s(2, "cd"), "p2"),
+    ],
+    "a FIN is a position too": [
+        *OPEN,
+        (p(0, "abc", fin=True), ""),
+        (s(3, fin=True), ""),
+        (wait(GAP_MS), "!gap want:gap"),
+    ],
+    "re-ordered within the window: no matter": [
+        *OPEN,
+        ([p(0, "abc"), p(3, "def")], ""),
+        (s(3, "def"), ""),
+        (wait(GAP_MS - 1), ""),
+        (s(0, "abc"), "p2 p3"),
+        (wait(GAP_MS), ""),
+    ],
+    "it does not give the flow up": [
+        *OPEN,
+        ([p(0, "abc"), p(3, "def")], ""),
+        (s(3, "def"), ""),
+        (wait(GAP_MS), "!gap want:gap"),
+        (s(0, "abc"), "p2 p3"),
+        (p(6, "ghi"), ""),
+        (s(6, "ghi"), "p4"),
+    ],
+    "the next missing byte has a window of its own": [
+        *OPEN,
+        (p(0, "abcdefghi"), ""),
+        ([s(1, "bc"), s(4, "ef"), s(7, "hi")], ""),
+        (wait(GAP_MS - 1), ""),
+        (s(0, "a"), ""),
+        (wait(GAP_MS - 1), ""),
+        (s(3, "d"), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+    "more of the secondary's beyond it begins nothing anew": [
+        *OPEN,
+        (p(0, "abcdefghi"), ""),
+        (s(3, "def"), ""),
+        (wait(GAP_MS - 1), ""),
+        (s(6, "ghi"), ""),
+        (p(9, "jkl"), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+    "a silent secondary has no gap": [
+        *OPEN,
+        ([p(0, "abc"), p(3, "def")], ""),
+        (s(0, "abc"), "p2"),
+        (wait(GAP_MS), ""),
+    ],
+    "nor has one that is ahead of the primary": [
+        *OPEN,
+        ([s(0, "abc"), s(6, "ghi")], ""),
+        (wait(GAP_MS), ""),
+        (p(0, "abc"), "p2"),
+        (wait(GAP_MS), ""),
+    ],
+    "bytes that both leave out are no gap, but they become one when the primary has said them": [
+        *OPEN,
+        (p(3, "def"), ""),
+        (s(3, "def"), "p2"),
+        (wait(GAP_MS), ""),
+        (p(0, "abc"), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+        (s(0, "abc"), "p3"),
+    ],
+    "two flows: the older gap first, and one wish": [
+        (p_syn(path=OTHER), ""),
+        (s_syn(path=OTHER), "p1"),
+        (p_syn(), ""),
+        (s_syn(), "p2"),
+        ([p(0, "abc"), p(0, "abc", path=OTHER)], ""),
+        (s(2, "c", path=OTHER), ""),
+        (wait(GAP_MS - 2), ""),
+        (s(2, "c"), ""),
+        (wait(2), "!gap want:gap"),
+        (wait(GAP_MS), ""),
+    ],
+    "two flows: the older one closes, the younger one asks": [
+        (p_syn(path=OTHER), ""),
+        (s_syn(path=OTHER), "p1"),
+        (p_syn(), ""),
+        (s_syn(), "p2"),
+        ([p(0, "abc"), p(0, "abc", path=OTHER)], ""),
+        (s(2, "c", path=OTHER), ""),
+        (wait(GAP_MS - 2), ""),
+        (s(2, "c"), ""),
+        (s(0, "ab", path=OTHER), "p4"),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+    "not where a checkpoint is wanted already": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(2, "c"), ""),
+        (p_syn(path=OTHER), ""),
+        (s_syn(replace(SYN_OPTIONS, mss=1400), path=OTHER), "!syn-options@-1 want:syn-options"),
+        (wait(GAP_MS), ""),
+    ],
+    "a commit closes it": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(2, "c"), ""),
+        (wait(GAP_MS - 1), ""),
+        (commit(), "p2"),
+        (wait(GAP_MS), ""),
+        (p(3, "def"), ""),
+        (s(5, "f"), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+    "time runs on while the VMs stand still for a checkpoint that fails": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(2, "c"), ""),
+        (stop(), ""),
+        (wait(GAP_MS), ""),
+        (abort(), "!gap want:gap"),
+    ],
+    "without a secondary there is none": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(2, "c"), ""),
+        (alone(), "p2"),
+        (wait(GAP_MS), ""),
+    ],
+    "a difference closes it": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(4, "ef"), ""),
+        (wait(GAP_MS - 1), ""),
+        (s(0, "aXcd"), "!payload@1 want:payload"),
+        (wait(GAP_MS), ""),
+        (commit(), "p2"),
+        (p(6, "ghi"), ""),
+        (wait(GAP_MS), ""),
+        (s(6, "ghi"), "p3"),
+    ],
+    "a gap of the connection before is none of the next one's": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(2, "c"), ""),
+        (p_syn(shift=NEW), ""),
+        (p(0, "xyz", shift=NEW), ""),
+        (s(0, "ab"), "p2"),
+        (wait(GAP_MS - 1), ""),
+        (s_syn(shift=NEW), "p3"),
+        (s(2, "z", shift=NEW), ""),
+        (wait(GAP_MS - 1), ""),
+        (wait(1), "!gap want:gap"),
+    ],
+}
+
 # Where connections on the same ports, or their ends, meet.
 CORNERS: dict[str, list[Row]] = {
     "R1: ACKs of the secondary's next connection tell nothing about this one": [
@@ -695,10 +882,13 @@ GROUPS = {
     "endings": ENDINGS,
     "ports again": PORTS_AGAIN,
     "silence": SILENCE,
+    "gaps": GAPS,
     "corners": CORNERS,
 }
 CASES = [pytest.param(rows, id=f"{group}: {name}") for group, cases in GROUPS.items() for name, rows in cases.items()]
-CONFIG = Config(compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6)
+CONFIG = Config(
+    compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6, gap_window=GAP_MS * 10**6
+)
 # What the toy does not know: repeating duplicate ACKs, resets as differences, evidence for time-outs.
 CORE_ONLY = ("!rst@", "-timeout", "!gap", "ack5")
 
@@ -785,6 +975,24 @@ def test_evidence_of_a_difference() -> None:
     assert event.primary[event.context :] == BULK[100 : 100 + len(event.primary) - event.context]
     assert event.secondary[event.context] == ord("?")
     assert len(event.primary) <= 96
+
+
+def test_a_gap_is_told_when_its_window_is_over_to_the_nanosecond() -> None:
+    core = Core(Config(gap_window=7))
+    core.commit(0, 0)
+    ours, theirs = (wire.tcp(Path(), 9 + at, 9, wire.ACK, b"abcdef"[at:]) for at in (0, 2))
+    core.feed(0, [(1, ours)], 10)
+    core.feed(1, [(2, theirs)], 12)
+    assert core.deadline() == 12 + 7
+    core.tick(18)
+    assert core.take() == ([], [])
+    core.tick(19)
+    told, want = core.take()[1]
+    assert isinstance(told, Diverged)
+    assert (told.cause, told.offset, told.primary, told.secondary) == (Cause.GAP, 0, b"abcdef", b"")
+    assert want == Want(Cause.GAP, told.epoch)
+    assert core.deadline() == NEVER, "the checkpoint answers all time-outs"
+    assert core.comparator.counters().divergences[events.Cause.GAP] == 1
 
 
 def test_a_batch_is_like_single_frames() -> None:
