@@ -481,6 +481,7 @@ static void configure(struct schedule *s, uint8_t a, uint8_t b)
     colo_config_default(c);
     c->keep_gap = s->keep_gap;
     c->reorder_window = 10000000;
+    c->gap_window = 50000000;
     c->hash_seed = 1;
     /* Not where the model is strict: it doesn't forget what the client was told on a flow that made room. */
     c->max_flows = s->tight && s->wild ? 3 : 1024;
