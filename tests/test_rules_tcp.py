@@ -886,9 +886,7 @@ GROUPS = {
     "corners": CORNERS,
 }
 CASES = [pytest.param(rows, id=f"{group}: {name}") for group, cases in GROUPS.items() for name, rows in cases.items()]
-CONFIG = Config(
-    compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6, gap_window=GAP_MS * 10**6
-)
+CONFIG = Config(compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6, gap_window=GAP_MS * 10**6)
 # What the toy does not know: repeating duplicate ACKs, resets as differences, evidence for time-outs.
 CORE_ONLY = ("!rst@", "-timeout", "!gap", "ack5")
 

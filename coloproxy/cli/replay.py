@@ -139,7 +139,7 @@ def replay(
         _milliseconds(
             "--gap-timeout",
             RULES,
-            "TCP bytes that the secondary has left out for so long, while it has gone on beyond them, are a difference.",
+            "TCP bytes that the secondary has left out for so long, and has gone on beyond, ask for a checkpoint.",
         ),
     ] = 50,
     pass_classes: Annotated[

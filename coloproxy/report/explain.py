@@ -111,8 +111,8 @@ _EXPLANATIONS = {
     ),
     Cause.GAP: Explanation(
         "the secondary left out bytes",
-        "The secondary has gone on in this stream beyond bytes of the primary's that it has not sent itself, and within "
-        "the gap time-out it did not send them.",
+        "The secondary has gone on in this stream beyond bytes of the primary's that it has not sent itself, and did "
+        "not send them within the gap time-out.",
         "Its capture lost packets (see what the capturing program says of drops) or begins later, or its guest or its "
         "QEMU lost a segment, as it happens at a checkpoint, and TCP sends it again later.",
         "See in the history whether the secondary sent these bytes later on: then they were lost once, and a longer "
