@@ -139,9 +139,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def started(
-    kind: Kind, *, unix: bool = False, notify: bool = False, vnet_hdr: bool = False, options: tuple[str, ...] = ()
+    kind: Kind,
+    *,
+    unix: bool = False,
+    notify: bool = False,
+    vnet_hdr: bool = False,
+    options: tuple[str, ...] = (),
+    cpus: frozenset[int] | None = None,
 ) -> Iterator[Running]:
-    """A comparator whose sockets are connected to ours. Raises MisuseError, PeerError, AddressError."""
+    """A comparator whose sockets are connected to ours, on those CPUs. Raises MisuseError, PeerError, AddressError."""
     with tempfile.TemporaryDirectory(prefix="coloproxy-bench-") as name:
         folder = Path(name)
         addresses = _addresses(folder, unix=unix, notify=notify)
@@ -153,6 +159,8 @@ def started(
             process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True, env=_environment()
             )
+        if cpus is not None:
+            os.sched_setaffinity(process.pid, cpus)  # its threads, which it has not made yet, inherit that
         socks: dict[str, socket.socket] = {}
         try:
             try:

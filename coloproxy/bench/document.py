@@ -62,6 +62,7 @@ def _test_start(options: BenchOptions) -> dict[str, Any]:
         "num_streams": traffic.flows,
         "blksize": traffic.length,
         "omit": options.omit,
+        "affinity": options.affinity,
         "duration": options.time,
         "bytes": traffic.max_segments * traffic.length,
         "target_bitrate": traffic.rate * 8 * traffic.length,

@@ -80,6 +80,7 @@ class BenchOptions:
     notify: bool = False  # our own comparator: with notify_dev
     may_lose: bool = False  # frames that are lost or out of order are a result, not a fault
     window: int | None = None
+    affinity: bool = True  # our own comparator and the generator run on CPUs of their own
     time: float | None = DEFAULT_TIME_S  # None: until the bytes are sent, or the peer closes
     omit: float = 0.0
     interval: float = 1.0

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from coloproxy.bench.affinity import on, split_cpus
 from coloproxy.bench.attach import attach, set_window
 from coloproxy.bench.comparators import Running, started
 from coloproxy.bench.cpu import CpuTime, cpu_of, own_cpu
@@ -28,13 +29,16 @@ Told = Callable[[Interval], None]
 def _attached(options: BenchOptions) -> Iterator[Running]:
     traffic = options.traffic
     if options.sockets is None:
-        with started(
+        split = split_cpus() if options.affinity else None
+        one = started(
             options.comparator,
             unix=options.unix,
             notify=options.notify,
             vnet_hdr=traffic.vnet_hdr,
             options=options.comparator_options,
-        ) as running:
+            cpus=split.comparator if split else None,
+        )
+        with one as running, on(split.generator) if split else contextlib.nullcontext():
             yield running
         return
     socks = attach(options.sockets.given(), wait=options.connect_timeout)

@@ -238,6 +238,14 @@ def bench(
             "--window", "-w", metavar="BYTES", rich_help_panel=RUN, help="Socket buffers. Default: the kernel's."
         ),
     ] = None,
+    affinity: Annotated[
+        bool,
+        typer.Option(
+            "--affinity/--no-affinity",
+            rich_help_panel=RUN,
+            help="The generator has a CPU of its own, a comparator that is started here the others.",
+        ),
+    ] = True,
     sample_every: Annotated[
         int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Latency of each Nth segment; 0: of none.")
     ] = 64,
@@ -333,6 +341,7 @@ def bench(
             window=None if window is None else parse_number(window, "--window", base=1024),
             time=DEFAULT_TIME_S if time is None and amount is None and role is not Role.SERVER else time,
             omit=omit,
+            affinity=affinity,
             interval=interval,
             connect_timeout=connect_timeout,
         )
