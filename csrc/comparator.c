@@ -50,6 +50,7 @@ colo_comparator *colo_comparator_create(const struct colo_config *config)
     c->config = *config;
     c->mode = c->mode_before = COLO_MODE_ALONE;
     c->table = colo_table_create(config->max_flows, config->hash_seed);
+    c->evictions = c->table ? colo_table_evictions(c->table) : NULL;
     c->pool = colo_pool_create(config->max_frames + EMIT_SLACK);
     c->fragments = colo_fragments_create(config->max_fragments, config->hash_seed);
     if (config->rules_count)
@@ -404,7 +405,7 @@ void colo_comparator_counters(const colo_comparator *c, struct colo_counters *ou
     out->flows = colo_table_count(c->table);
     for (int side = 0; side < 2; side++)
         out->fragments_waiting[side] = colo_fragments_waiting(c->fragments, side);
-    out->flows_evicted = colo_table_evicted(c->table);
+    out->flows_evicted = *c->evictions;
     out->epoch = c->epoch;
     out->mode = c->mode;
 }

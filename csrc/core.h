@@ -48,6 +48,7 @@ struct colo_emit; /* an emitted frame's bytes: output.c */
 struct colo_comparator {
     struct colo_config config;
     struct colo_table *table;
+    const uint64_t *evictions;    /* of the table */
     struct colo_policies *policies; /* NULL: no rules */
     struct colo_tolerances *tolerances; /* NULL: no rules */
     int64_t tolerated_at[COLO_MAX_TOLERANCES]; /* by rule: when a sample may be told again */

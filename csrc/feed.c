@@ -20,7 +20,7 @@ struct lane {
     size_t at;                /* the next one */
     size_t seen;              /* parsed up to here */
     struct colo_flow *flow;   /* of the frame before `at`, if it was judged in one ... */
-    uint64_t evicted;         /* ... and no flow has been evicted since: colo_table_evicted */
+    uint64_t evicted;         /* ... and no flow has been evicted since: colo_table_evictions */
     struct colo_arrival arrivals[COLO_AHEAD];
 };
 
@@ -98,13 +98,13 @@ static const struct colo_arrival *look(colo_comparator *c, struct lane *l)
 /* The flow of the next frame, if that is known without a search. */
 static struct colo_flow *known_flow(const colo_comparator *c, const struct lane *l, const struct colo_arrival *next)
 {
-    return next->same && l->evicted == colo_table_evicted(c->table) ? l->flow : NULL;
+    return next->same && l->evicted == *c->evictions ? l->flow : NULL;
 }
 
 static void remember_flow(const colo_comparator *c, struct lane *l, struct colo_flow *flow)
 {
     l->flow = flow;
-    l->evicted = colo_table_evicted(c->table);
+    l->evicted = *c->evictions;
 }
 
 static void count_frame(colo_comparator *c, struct lane *l)
@@ -170,6 +170,14 @@ static struct colo_flow *flow_of_next(colo_comparator *c, struct lane *l, const 
     return flow ? flow : colo_table_find_hashed(c->table, &next->packet.id, next->hash);
 }
 
+/* What colo_policy_of says, without a call where there are no rules. */
+static bool is_compared(colo_comparator *c, const struct colo_flow_id *id)
+{
+    if (!c->policies)
+        return !(c->config.pass_classes & 1u << id->cls);
+    return colo_policy_of(c, id) == COLO_POLICY_COMPARE;
+}
+
 /* Both sides' next frames say the same, and leave. */
 static bool feed_pair(colo_comparator *c, struct lane *p, struct lane *s)
 {
@@ -179,8 +187,7 @@ static bool feed_pair(colo_comparator *c, struct lane *p, struct lane *s)
     struct colo_flow *flow;
 
     if (pa->packet.seq != sa->packet.seq || pa->packet.id.cls != COLO_CLASS_TCP ||
-        !colo_flow_id_equal(&pa->packet.id, &sa->packet.id) ||
-        colo_policy_of(c, &pa->packet.id) != COLO_POLICY_COMPARE || limit_reached(c, COLO_PRIMARY, pf->len) ||
+        !colo_flow_id_equal(&pa->packet.id, &sa->packet.id) || !is_compared(c, &pa->packet.id) || limit_reached(c, COLO_PRIMARY, pf->len) ||
         limit_reached(c, COLO_SECONDARY, sf->len) || !(flow = flow_of_next(c, p, pa)))
         return false;
     if (!(released = colo_pool_get_raw(c->pool)))

@@ -319,9 +319,9 @@ void colo_table_set_epoch(struct colo_table *t, uint64_t epoch)
     t->epoch = epoch;
 }
 
-uint64_t colo_table_evicted(const struct colo_table *t)
+const uint64_t *colo_table_evictions(const struct colo_table *t)
 {
-    return t->evicted;
+    return &t->evicted;
 }
 
 uint32_t colo_table_count(const struct colo_table *t)

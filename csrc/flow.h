@@ -168,8 +168,8 @@ struct colo_flow *colo_table_add(struct colo_table *table, const struct colo_flo
 void colo_table_set_standing(struct colo_table *table, struct colo_flow *flow, uint8_t standing);
 /* The epoch in which a flow's divergence counts. */
 void colo_table_set_epoch(struct colo_table *table, uint64_t epoch);
-/* How many have been evicted so far. */
-uint64_t colo_table_evicted(const struct colo_table *table);
+/* Where it stands how many have been evicted so far; for as long as the table lives. */
+const uint64_t *colo_table_evictions(const struct colo_table *table);
 void colo_table_clear(struct colo_table *table);
 uint32_t colo_table_count(const struct colo_table *table);
 

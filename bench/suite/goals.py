@@ -40,7 +40,8 @@ WORKS: Final[Mapping[str, Work]] = {
     "skew": Work("secondary 1 MB behind, 1 flow", ("-l", "1448", "-P", "1", "--skew", "1M")),
     "tso": Work("TSO frames of 64 KiB, 1 flow", ("-l", str(SUPER), "-P", "1", "--vnet-hdr")),
     "request": Work(
-        "one small request at a time, 1 ms apart", ("--request-response", "-P", "1", "-l", "200", "--think-time", "1")
+        "one small request at a time, 1 ms apart",
+        ("--request-response", "-P", "1", "-l", "200", "--think-time", "1", "--no-affinity"),
     ),
     "process": Work("1448 bytes in process, out of cache, one core", None),
     "1448x1-unix": Work("1448-byte segments, 1 flow", ("-l", "1448", "-P", "1"), unix=True),

@@ -137,7 +137,7 @@ static void test_table_finds_and_evicts(void)
         CHECK(colo_table_find(table, &id) == NULL);
         REQUIRE(colo_table_add(table, &id));
     }
-    CHECK_EQ(colo_table_evicted(table), 0);
+    CHECK_EQ(*colo_table_evictions(table), 0);
     for (uint32_t n = 0; n < LIMIT; n++) {
         struct colo_flow *flow;
 
@@ -159,7 +159,7 @@ static void test_table_finds_and_evicts(void)
         do
             flow = colo_table_add(table, &id);
         while (!flow); /* the search for a victim is bounded: it may need several calls to come round */
-        CHECK_EQ(colo_table_evicted(table), n + 1);
+        CHECK_EQ(*colo_table_evictions(table), n + 1);
         CHECK(colo_table_find(table, &id) == flow);
     }
     for (uint32_t n = 0; n < LIMIT; n++) {
@@ -232,11 +232,11 @@ static void test_newcomers_leave_live_flows_alone(void)
     }
     id = id_of(1000);
     CHECK(colo_table_add(table, &id) == NULL); /* refused: a flood can't push out what is live and idle */
-    CHECK_EQ(colo_table_evicted(table), 0);
+    CHECK_EQ(*colo_table_evictions(table), 0);
     for (uint32_t n = 70; n < 80; n++) {
         id = id_of(n);
         colo_table_set_standing(table, colo_table_find(table, &id), COLO_LIVE); /* 70 is their share: one for one */
-        CHECK_EQ(colo_table_evicted(table), n - 69);
+        CHECK_EQ(*colo_table_evictions(table), n - 69);
     }
     CHECK_EQ(colo_table_count(table), 70);
     make_room(table, 2000, 10);
