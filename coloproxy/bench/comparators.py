@@ -102,17 +102,21 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{_PACKAGE}{os.pathsep}{path}" if path else str(_PACKAGE)}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different ones: all are bound at once."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _addresses(folder: Path, *, unix: bool, notify: bool) -> dict[str, Address]:
     names = PORTS if notify else PORTS[:3]
     if unix:
         return {name: Address(connect=True, path=str(folder / name)) for name in names}
-    return {name: Address(connect=True, host="127.0.0.1", port=_free_port()) for name in names}
+    ports = zip(names, _free_ports(len(names)), strict=True)
+    return {name: Address(connect=True, host="127.0.0.1", port=port) for name, port in ports}
 
 
 def _wait_for_log(log: Path, process: subprocess.Popen[bytes], names: list[str]) -> None:
