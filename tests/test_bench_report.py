@@ -76,8 +76,8 @@ def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_rounds() -> N
         ("stock-1448x1", 99, 10, False),
         ("relay-1448x1", 85, 100, True),
         ("relay-1448x1", 84, 100, False),
-        ("latency-p50", 50, 100, True),
-        ("latency-p50", 51, 100, False),
+        ("latency-p50", 50, 100, None),
+        ("cpu-1448x1", 0.51, 5, False),
         ("cpu-1448x1", 0.5, 5, True),
         ("process", 40, 80, True),
         ("process", 39, 50, False),  # the ratio would do, the figure itself doesn't
@@ -86,6 +86,16 @@ def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_rounds() -> N
 )
 def test_when_a_goal_is_met(name: str, ours: float, theirs: float, met: bool | None) -> None:
     assert goals.judge(name, runs_of(name, [ours], [theirs]))["met"] is met
+
+
+@pytest.mark.parametrize(("ours", "met"), [(24.0, True), (31.0, False)])
+def test_what_both_have_in_common_is_taken_from_both(ours: float, met: bool) -> None:
+    hops = [run_of(n, Arm("request", RELAY), latency_p50_us=20.0 + n) for n in (0, 1)]
+    measured = runs_of("added-p50", [ours, ours + 1, 99.0], [40.0, 41.0, 1.0])  # no hops of the third round
+    row = goals.judge("added-p50", measured + hops)
+    assert (row["ours"]["median"], row["theirs"]["median"], row["met"]) == (ours - 20, 20, met)
+    assert goals.judge("added-p50", measured)["met"] is None
+    assert Arm("request", RELAY) in goals.arms(["added-p50"])
 
 
 @pytest.mark.parametrize(("lost", "met", "note"), [(0, True, []), (3, False, ["lost 3 frames"]), (None, False, None)])

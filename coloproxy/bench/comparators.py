@@ -78,7 +78,9 @@ def stock_command(addresses: dict[str, Address], *, vnet_hdr: bool = False, opti
     return [*command, "-object", "iothread,id=io1", "-object", compare + (f",{options}" if options else "")]
 
 
-def _command(kind: Kind, addresses: dict[str, Address], vnet_hdr: bool, options: tuple[str, ...]) -> list[str]:
+def _command(
+    kind: Kind, addresses: dict[str, Address], vnet_hdr: bool, options: tuple[str, ...], *, passes_secondary: bool
+) -> list[str]:
     listening = {name: str(address).removeprefix("connect:") for name, address in addresses.items()}
     if kind is Kind.QEMU:
         if shutil.which(QEMU) is None:
@@ -90,7 +92,9 @@ def _command(kind: Kind, addresses: dict[str, Address], vnet_hdr: bool, options:
     if kind is Kind.RELAY:
         if options:
             raise MisuseError("--comparator-options: the relay has none")
-        return [*_PYTHON, "coloproxy.bench.relay", *(listening[name] for name in PORTS[:3])]
+        primary, secondary, out = (listening[name] for name in PORTS[:3])
+        inputs = (secondary, primary) if passes_secondary else (primary, secondary)
+        return [*_PYTHON, "coloproxy.bench.relay", *inputs, out]
     command = [*_PYTHON, "coloproxy", "compare"]
     for name, where in listening.items():
         command += [f"--{name.replace('_', '-')}", where]
@@ -150,12 +154,16 @@ def started(
     vnet_hdr: bool = False,
     options: tuple[str, ...] = (),
     cpus: frozenset[int] | None = None,
+    passes_secondary: bool = False,
 ) -> Iterator[Running]:
-    """A comparator whose sockets are connected to ours, on those CPUs. Raises MisuseError, PeerError, AddressError."""
+    """A comparator whose sockets are connected to ours, on those CPUs. Raises MisuseError, PeerError, AddressError.
+
+    passes_secondary: the relay passes the secondary's bytes on in place of the primary's.
+    """
     with tempfile.TemporaryDirectory(prefix="coloproxy-bench-") as name:
         folder = Path(name)
         addresses = _addresses(folder, unix=unix, notify=notify)
-        command = _command(kind, addresses, vnet_hdr, options)
+        command = _command(kind, addresses, vnet_hdr, options, passes_secondary=passes_secondary)
         log = folder / "log"
         pipe = subprocess.PIPE if kind is Kind.QEMU else subprocess.DEVNULL
         with log.open("wb") as errors:

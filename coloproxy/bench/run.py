@@ -37,6 +37,8 @@ def _attached(options: BenchOptions) -> Iterator[Running]:
             vnet_hdr=traffic.vnet_hdr,
             options=options.comparator_options,
             cpus=split.comparator if split else None,
+            # The secondary's comes last, so what passes it on has the latency of the sockets' hops alone.
+            passes_secondary=traffic.request_response,
         )
         with one as running, on(split.generator) if split else contextlib.nullcontext():
             yield running
