@@ -114,7 +114,8 @@ void colo_judge_events(struct colo_judge *j)
                     continue;
                 j->wanted = true;
             }
-            if (j->recorder && events[i].kind == COLO_EVENT_DIVERGENCE)
+            /* In a gap nothing differs: it must not take the place of a file that a difference wants soon after. */
+            if (j->recorder && events[i].kind == COLO_EVENT_DIVERGENCE && events[i].cause != COLO_CAUSE_GAP)
                 colo_recorder_diverged(j->recorder, events[i].time);
             colo_report_stage(j->report, &e);
         }
