@@ -187,8 +187,9 @@ static bool feed_pair(colo_comparator *c, struct lane *p, struct lane *s)
     struct colo_flow *flow;
 
     if (pa->packet.seq != sa->packet.seq || pa->packet.id.cls != COLO_CLASS_TCP ||
-        !colo_flow_id_equal(&pa->packet.id, &sa->packet.id) || !is_compared(c, &pa->packet.id) || limit_reached(c, COLO_PRIMARY, pf->len) ||
-        limit_reached(c, COLO_SECONDARY, sf->len) || !(flow = flow_of_next(c, p, pa)))
+        !colo_flow_id_equal(&pa->packet.id, &sa->packet.id) || !is_compared(c, &pa->packet.id) ||
+        limit_reached(c, COLO_PRIMARY, pf->len) || limit_reached(c, COLO_SECONDARY, sf->len) ||
+        !(flow = flow_of_next(c, p, pa)))
         return false;
     if (!(released = colo_pool_get_raw(c->pool)))
         return false;
