@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 T ?= 60
 QUICK ?=
-CSRC := $(wildcard csrc/*.c csrc/*.h csrc/traffic/*.c csrc/traffic/*.h)
+CSRC := $(wildcard csrc/*.c csrc/*.h csrc/path/*.c csrc/path/*.h csrc/traffic/*.c csrc/traffic/*.h)
 
 help:
 	@echo "make demo   protect a real VM, kill its host in mid-download, see the download finish (root, Debian)"

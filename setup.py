@@ -4,7 +4,11 @@
 from setuptools import Extension, setup
 
 setup(
-    cffi_modules=["coloproxy/_cffi_build.py:ffibuilder", "coloproxy/_traffic_build.py:ffibuilder"],
+    cffi_modules=[
+        "coloproxy/_cffi_build.py:ffibuilder",
+        "coloproxy/_path_build.py:ffibuilder",
+        "coloproxy/_traffic_build.py:ffibuilder",
+    ],
     ext_modules=[
         # Not a Python module: a preload library for test beds without KVM (coloproxy/testbed/tcg.py). Built here
         # so that it lies in the package, for the interpreter's own platform.

@@ -15,6 +15,10 @@ else
     "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
         want="$want python3-dev"
 fi
+# The link between two hosts is TLS: OpenSSL's headers.
+if ! command -v cc >/dev/null 2>&1 || ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then
+    want="$want libssl-dev"
+fi
 [ -n "$want" ] || exit 0
 if ! command -v apt-get >/dev/null 2>&1 || [ "$(id -u)" != 0 ]; then
     echo "coloproxy: this machine lacks:$want; install them (needs root and apt-get to do it for you)" >&2
