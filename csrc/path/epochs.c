@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The path's calls about epochs, and the gate that keeps them exact on the secondary. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "route.h"
+#include "turn.h"
+
+/* Begins a call of one role: locked, and the time read; false: it is the other role's, or over. */
+static bool begin(colo_path *p, enum colo_path_role role)
+{
+    pthread_mutex_lock(&p->lock);
+    p->now = colo_path_now();
+    return p->config.role == role && p->phase != COLO_PHASE_ENDED;
+}
+
+static int end(colo_path *p, bool was_done)
+{
+    if (was_done) {
+        memset(p->overrun_told, 0, sizeof p->overrun_told);
+        colo_path_wake(p);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return was_done ? 0 : COLO_ERR_MISUSE;
+}
+
+int colo_path_drain(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_PRIMARY);
+
+    if (may)
+        colo_path_drain_vm(p);
+    return end(p, may);
+}
+
+int colo_path_commit(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_PRIMARY);
+
+    if (may && p->commits >= 0) {
+        p->commits++;
+        colo_route_held(p);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+int colo_path_sync(colo_path *p, uint64_t token)
+{
+    bool may = begin(p, COLO_PATH_PRIMARY) && token;
+
+    if (may) {
+        p->token = token;
+        p->marks = p->commits = -1;
+        colo_fifo_fini(&p->held);
+    }
+    return end(p, may);
+}
+
+int colo_path_accept(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_PRIMARY) && p->marks >= 0 && p->commits < 0;
+
+    if (may) {
+        p->commits = 0;
+        colo_route_held(p);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+int colo_path_stand(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY) && !p->taken_over;
+
+    if (may) {
+        colo_path_drain_vm(p);
+        p->standing = true;
+    }
+    return end(p, may);
+}
+
+int colo_path_epoch(colo_path *p, int64_t resumed)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY) && !p->taken_over;
+
+    if (may) {
+        colo_route_forget(p, resumed);
+        colo_rewriter_mark(p->rewriter);
+        colo_route_mark(p, COLO_MARK_EPOCH, 0);
+        p->standing = false;
+        colo_route_held(p);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+int colo_path_stand_over(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY);
+
+    if (may) {
+        p->standing = false;
+        colo_route_held(p);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+int colo_path_answer(colo_path *p, uint64_t token)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY) && p->session && !p->taken_over;
+
+    if (may) {
+        colo_route_mark(p, COLO_MARK_SYNC, token);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+int colo_path_takeover(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY) && !p->taken_over;
+
+    if (may) {
+        colo_path_drop_link(p, NULL);
+        p->session = false;
+        p->taken_over = true;
+        p->standing = false;
+        colo_rewriter_takeover(p->rewriter, p->now);
+        colo_route_held(p);
+        colo_path_flush(p);
+    }
+    return end(p, may);
+}
+
+/* ------------------------------------------------------------------- the gate */
+
+int colo_path_gate_attach(colo_path *p, int qmp_fd)
+{
+    int pair[2], error = COLO_ERR_MISUSE;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+        return COLO_ERR_SYSTEM;
+    if (fcntl(qmp_fd, F_SETFL, fcntl(qmp_fd, F_GETFL) | O_NONBLOCK) < 0)
+        error = COLO_ERR_SYSTEM;
+    else if (begin(p, COLO_PATH_SECONDARY))
+        error = colo_gate_attach(&p->gate, qmp_fd, pair[1]);
+    if (error != COLO_ERR_SYSTEM) {
+        if (!error)
+            p->gate_watched[0] = p->gate_watched[1] = 0; /* the earlier ones left epoll when they were closed */
+        colo_path_wake(p);
+        pthread_mutex_unlock(&p->lock);
+    }
+    if (!error)
+        return pair[0];
+    close(pair[0]);
+    close(pair[1]);
+    return error;
+}
+
+int colo_path_gate_done(colo_path *p, uint64_t messages)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY);
+
+    if (may)
+        colo_gate_done(&p->gate, messages);
+    colo_path_wake(p);
+    pthread_mutex_unlock(&p->lock);
+    return may ? 0 : COLO_ERR_MISUSE;
+}
+
+int colo_path_gate_detach(colo_path *p)
+{
+    bool may = begin(p, COLO_PATH_SECONDARY);
+
+    if (may) {
+        colo_gate_detach(&p->gate);
+        p->gate_watched[0] = p->gate_watched[1] = 0;
+    }
+    colo_path_wake(p);
+    pthread_mutex_unlock(&p->lock);
+    return may ? 0 : COLO_ERR_MISUSE;
+}

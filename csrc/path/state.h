@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* state.h - what the parts of the path share: route.c moves frames, turn.c is the thread's loop, path.c the calls. */
+#ifndef COLO_PATH_STATE_H
+#define COLO_PATH_STATE_H
+
+#include <pthread.h>
+
+#include "gate.h"
+#include "neighbours.h"
+#include "path.h"
+#include "wire.h"
+
+enum { COLO_PATH_EVENTS = 256 };
+
+/* Before each frame that waits for its epoch, or for the gate. */
+struct colo_held {
+    int64_t time;    /* read at */
+    int64_t epoch;   /* PRIMARY: the marks that had come */
+    uint32_t len;
+    uint8_t nic;
+    uint8_t vnet_len;
+    uint8_t type;    /* enum colo_link_type */
+};
+
+enum colo_path_phase {
+    COLO_PHASE_NEW,
+    COLO_PHASE_RUNNING,
+    COLO_PHASE_ENDING,  /* the thread writes what waits, until end_by */
+    COLO_PHASE_ENDED,
+};
+
+struct colo_path {
+    struct colo_path_config config;
+    pthread_mutex_t lock;    /* guards all of it; the thread holds it while it works */
+    pthread_mutex_t join;
+    pthread_t thread;
+    enum colo_path_phase phase;
+    int64_t end_by;
+    int epoll_fd;
+    int wake_fd;             /* a call has changed what the thread waits for */
+    int64_t now;             /* read once a wake-up */
+    int error;               /* an errno that ends the thread */
+
+    struct colo_wire client[COLO_PATH_NICS];
+    struct colo_wire vm[COLO_PATH_NICS];
+    struct colo_wire comparator[3]; /* COLO_PLACE_PRIMARY_IN ... */
+    struct colo_neighbours *neighbours;
+    colo_rewriter *rewriter; /* SECONDARY */
+
+    colo_link *link;
+    colo_transport *transport; /* NULL: no connection */
+    bool session;              /* there is, or was, a connection that may go on: records are put in for it */
+    bool transport_blocked;    /* it wants to be writable */
+    uint32_t transport_watched;
+    uint32_t gate_watched[2];  /* QMP, and the near end */
+    struct colo_fifo control;  /* messages of the peer for the control plane: 4 bytes of length, host order, then the text */
+    int64_t full_since;      /* the link has had no room for a frame since then, 0: it has */
+    bool overrun;            /* ... and what it should carry is left out, until it has room again */
+    bool overrun_told[COLO_PLACE_COUNT]; /* in this epoch */
+
+    struct colo_fifo held;    /* of the secondary VM: PRIMARY until its epoch begins, SECONDARY until the gate opens */
+    struct colo_fifo inbound; /* SECONDARY: for the VM, and notices, while it stands still: its numbers will be others */
+    struct colo_gate gate;    /* SECONDARY */
+    int64_t marks;           /* SYNC: 0; -1: none */
+    int64_t commits;
+    uint64_t token;          /* that a SYNC must bring, 0: any is too late */
+    bool standing;           /* SECONDARY: the VM stands still for a checkpoint */
+    bool taken_over;
+    uint64_t flows_refused;  /* of the rewriter's, told already */
+
+    struct colo_path_event events[COLO_PATH_EVENTS];
+    size_t first_event, event_count;
+    int event_fd;
+    struct colo_path_counters counters;
+};
+
+int64_t colo_path_now(void);
+void colo_path_tell(struct colo_path *p, enum colo_path_event_kind kind, enum colo_path_place place, int nic, int error,
+                    const char *text);
+struct colo_wire *colo_path_wire(struct colo_path *p, int place, int nic);
+
+#endif
