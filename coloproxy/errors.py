@@ -5,14 +5,18 @@ ColoproxyError
  +-- MisuseError         the caller broke a rule of the API, or gave an unusable option
  |    +-- AddressError   an ADDR that can't be used
  |    +-- RulesError     a rules file that can't be used
+ |    +-- ConfigError    a pair's file that can't be used; holds all that is wrong with it
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
+ |    +-- ControlError   what was said on the control socket breaks its protocol
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class ColoproxyError(Exception):
@@ -31,12 +35,28 @@ class RulesError(MisuseError):
     """A rules file that can't be read, or has a mistake."""
 
 
+class ConfigError(MisuseError):
+    """A pair's file that can't be read, or has mistakes.
+
+    Attributes:
+        problems: one line each, with file, line and key; all of them, in the file's order.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
 class PeerError(ColoproxyError):
     """Another program broke a protocol."""
 
 
 class QmpError(PeerError):
     """QEMU refused a command, answered nonsense, or did not answer in time."""
+
+
+class ControlError(PeerError):
+    """A request or an answer on the control socket that breaks its protocol, or a coloproxy that isn't there."""
 
 
 class CaptureError(ColoproxyError):
