@@ -1,0 +1,593 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pair's file says, for one of its two hosts. docs/configuration.md is for people.
+
+Every key's type, default, bounds and line of help stand here and nowhere else: the checks, `coloproxy config
+show-defaults` and the table in the docs are made of these models. Durations are in ns and sizes in bytes, whatever
+unit the file had. `PerHost` marks keys that may differ between the hosts; config.py has chosen the host's value before
+a model sees it.
+
+A model's `problems` are the checks of one key against another, each with the key that it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
+
+from coloproxy._native import ffi, lib
+from coloproxy.address import Address
+from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
+from coloproxy.config import ComparatorOptions
+from coloproxy.recording import RecordOptions, RingOptions
+
+from .units import (
+    GIB,
+    KIB,
+    MIB,
+    MS,
+    SECOND,
+    Account,
+    Count,
+    Duration,
+    Endpoint,
+    EndpointText,
+    FilePath,
+    Interface,
+    Ip,
+    Mac,
+    Name,
+    Namespace,
+    Place,
+    Size,
+    Text,
+)
+
+Role = Literal["primary", "secondary"]
+ROLES: Final[tuple[Role, Role]] = ("primary", "secondary")
+
+Problem = tuple[tuple[str | int, ...], str]
+"""Where, from the model on, and what is wrong."""
+
+RUNTIME_DIRECTORY: Final = Path("/run/coloproxy")
+VM_PLACE: Final = "{vm}"
+"""In a recording's path: the name of the VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerHost:
+    """Marks a key whose value may be given for each host: `{ primary = ..., secondary = ... }`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """How a key without a default is written, in TOML. `shown`: needed in the commonest set-up."""
+
+    text: str
+    shown: bool = False
+
+
+def _defaults() -> Any:
+    config = ffi.new("struct colo_config *")
+    lib.colo_config_default(config)
+    return config
+
+
+_CORE: Final = _defaults()
+
+
+class Table(BaseModel):
+    """A table of the file. Unknown keys are errors, nothing is converted, nothing changes later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_default=False)
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong among keys that are right for themselves."""
+        return iter(())
+
+    def given(self, key: str) -> bool:
+        """Whether the file has that key."""
+        return key in self.model_fields_set
+
+    def _only_with(self, keys: tuple[str, ...], condition: str) -> Iterator[Problem]:
+        for key in keys:
+            if self.given(key):
+                yield (key,), f"is only used with {condition}"
+
+
+# ----------------------------------------------------------------------- link
+
+
+class Link(Table):
+    """The connection between the two coloproxies. The secondary listens, the primary connects."""
+
+    primary: Annotated[str | None, Ip(), Example('"192.0.2.1"')] = Field(
+        default=None, description="The primary's own address on this connection; left out: the kernel chooses."
+    )
+    secondary: Annotated[Address, Place(unix=False, any_host=True), PerHost(), Example('"192.0.2.2:9810"')] = Field(
+        description="Where the secondary listens (there the host may be left out) and the primary connects to."
+    )
+    security: Literal["psk", "certificates", "plain"] = Field(
+        default="psk",
+        description="How the two prove who they are (TLS 1.3). plain: not at all; for a cable between the two only.",
+    )
+    psk_file: Annotated[str | None, FilePath(), PerHost(), Example('"/etc/coloproxy/web.psk"', shown=True)] = Field(
+        default=None, description="psk: the file with the key, the same on both hosts, readable by nobody else."
+    )
+    certificate: Annotated[str | None, FilePath(), PerHost(), Example('"/etc/coloproxy/host.pem"')] = Field(
+        default=None, description="certificates: this host's, with its chain (PEM)."
+    )
+    key: Annotated[str | None, FilePath(), PerHost(), Example('"/etc/coloproxy/host.key"')] = Field(
+        default=None, description="certificates: this host's private key (PEM)."
+    )
+    ca: Annotated[str | None, FilePath(), PerHost(), Example('"/etc/coloproxy/ca.pem"')] = Field(
+        default=None, description="certificates: the authority that must have signed the peer's (PEM)."
+    )
+    peer_name: Annotated[
+        str | None, Text(), PerHost(), Example('{ primary = "host-b.example", secondary = "host-a.example" }')
+    ] = Field(default=None, description="certificates: the DNS name in the peer's. Left out: whatever the CA signed.")
+    keepalive: Annotated[int, Duration(10 * MS, 60 * SECOND)] = Field(
+        default=250 * MS, description="After so long without sending anything, a ping goes out."
+    )
+    timeout: Annotated[int, Duration(50 * MS, 600 * SECOND)] = Field(
+        default=3 * SECOND, description="A peer that was silent for so long counts as gone. At least two keepalives."
+    )
+    send_buffer: Annotated[int, Size(MIB, 4 * GIB)] = Field(
+        default=32 * MIB,
+        description="Kept for the peer until it has acknowledged it: what a reconnect can go on from.",
+    )
+    stall_timeout: Annotated[int, Duration(MS, 600 * SECOND)] = Field(
+        default=SECOND,
+        description="So long a full link may hold the clients' frames up; then the mirror is given up until the next "
+        "checkpoint.",
+    )
+    on_loss: Literal["hold", "alone"] = Field(
+        default="hold",
+        description="When the link is lost. hold: wait for the operator or a cluster manager, output held. alone: the "
+        "primary goes on alone by itself; with a secondary that is failed over too there are two of them.",
+    )
+    alone_after: Annotated[int, Duration(0, 3600 * SECOND)] = Field(
+        default=5 * SECOND, description="on_loss = alone: so long after the loss."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        psk, certificates = ("psk_file",), ("certificate", "key", "ca")
+        needed = {"psk": psk, "certificates": certificates, "plain": ()}[self.security]
+        for key in needed:
+            if getattr(self, key) is None:
+                yield (key,), f'is missing: security = "{self.security}" needs it'
+        if self.security != "psk":
+            yield from self._only_with(psk, 'security = "psk"')
+        if self.security != "certificates":
+            yield from self._only_with((*certificates, "peer_name"), 'security = "certificates"')
+        if self.on_loss != "alone":
+            yield from self._only_with(("alone_after",), 'on_loss = "alone"')
+        if self.timeout < 2 * self.keepalive:
+            at = "timeout" if self.given("timeout") else "keepalive"
+            yield (at,), "timeout must be at least two keepalives, or a single lost ping ends the connection"
+
+
+# ----------------------------------------------------------------- checkpoint
+
+
+class Checkpoint(Table):
+    """How the secondary VM is made a copy of the primary again."""
+
+    back_end: Literal["qmp", "command", "none"] = Field(
+        default="qmp",
+        description="qmp: QEMU's COLO. command: a program, for other VMMs and containers. none: nothing can; what "
+        "differs stays held.",
+    )
+    command: Annotated[tuple[Annotated[str, Text()], ...] | None, Example('["/usr/local/sbin/checkpoint", "web"]')] = (
+        Field(
+            default=None, description="command: the program and its arguments; run on the primary, exit status 0: done."
+        )
+    )
+    timeout: Annotated[int, Duration(10 * MS, 3600 * SECOND)] = Field(
+        default=30 * SECOND, description="command: a program that runs longer is killed, and the checkpoint has failed."
+    )
+    period: Annotated[int, Duration(0, (ON_DEMAND_ONLY - 1) * MS)] = Field(
+        default=0, description="Also a checkpoint at least so often; 0s: only when the VMs differ."
+    )
+    min_interval: Annotated[int, Duration(0, 3600 * SECOND)] = Field(
+        default=Timing().min_interval, description="From a commit to the next request."
+    )
+    qmp_deadline: Annotated[int, Duration(50 * MS, 600 * SECOND)] = Field(
+        default=Timing().deadline, description="qmp: QEMU should have answered by then."
+    )
+    qmp_patience: Annotated[int, Count(1, 1000)] = Field(
+        default=Timing().patience, description="qmp: so many missed deadlines in a row are reported. We keep trying."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.back_end == "command" and not self.command:
+            what = "is empty" if self.given("command") else "is missing"
+            yield ("command",), f'{what}: back_end = "command" needs a program'
+        elif self.back_end == "command" and self.command and not self.command[0].startswith("/"):
+            yield ("command", 0), f"must be the program's absolute path, not {self.command[0]!r}"
+        if self.back_end != "command":
+            yield from self._only_with(("command", "timeout"), 'back_end = "command"')
+        if self.back_end != "qmp":
+            yield from self._only_with(("qmp_deadline", "qmp_patience"), 'back_end = "qmp"')
+        if self.back_end == "none":
+            yield from self._only_with(("period", "min_interval"), "a back end that can make checkpoints")
+        if self.period % MS:
+            yield ("period",), "must be whole milliseconds"
+
+    def timing(self) -> Timing:
+        """For the checkpoint controller."""
+        return Timing(
+            checkpoint_delay_ms=self.period // MS or ON_DEMAND_ONLY,
+            min_interval=self.min_interval,
+            deadline=self.qmp_deadline,
+            patience=self.qmp_patience,
+        )
+
+
+# -------------------------------------------------------------------- compare
+
+
+class Compare(Table):
+    """What counts as equal and how much may be held; as the options of `coloproxy compare`, for each VM."""
+
+    compare_timeout: Annotated[int, Duration(MS, 3600 * SECOND)] = Field(
+        default=int(_CORE.compare_timeout),
+        description="A frame that waited so long for the other VM's asks for a checkpoint.",
+    )
+    gap_timeout: Annotated[int, Duration(MS, 3600 * SECOND)] = Field(
+        default=int(_CORE.gap_window),
+        description="TCP bytes that the secondary has left out for so long, while it has gone on beyond them, ask for "
+        "one.",
+    )
+    rules: Annotated[str | None, FilePath(), Example('"/etc/coloproxy/web.rules.toml"')] = Field(
+        default=None, description="TOML file with the operator's rules, see docs/rules.md."
+    )
+    max_queue_size: Annotated[int, Count(1, 1 << 28)] = Field(
+        default=int(_CORE.max_flow_frames), description="Unmatched frames of one side of one flow."
+    )
+    max_flow_bytes: Annotated[int, Size(64 * KIB, 1 << 40)] = Field(
+        default=int(_CORE.max_flow_bytes), description="Bytes of those frames."
+    )
+    max_flows: Annotated[int, Count(1, 1 << 24)] = Field(
+        default=int(_CORE.max_flows), description="Flows; idle ones make room. At most 512 bytes each."
+    )
+    max_fragments: Annotated[int, Count(1, 1 << 24)] = Field(
+        default=int(_CORE.max_fragments), description="Fragments of one side that wait for the rest of their datagram."
+    )
+    max_frames: Annotated[int, Count(2, 1 << 28)] = Field(
+        default=int(_CORE.max_frames), description="Frames held, both sides together."
+    )
+    max_bytes: Annotated[int, Size(MIB, 1 << 40)] = Field(
+        default=int(_CORE.max_bytes), description="Bytes held, both sides together."
+    )
+    record: Annotated[str | None, FilePath(), Example('"/var/lib/coloproxy/{vm}.pcapng"')] = Field(
+        default=None,
+        description="Write all frames with their verdicts to this pcapng file, see docs/recording.md. {vm}: the VM's "
+        "name.",
+    )
+    record_size: Annotated[int | None, Size(64 * KIB, 1 << 50), Example('"1GiB"')] = Field(
+        default=None, description="Go on in a new file when one has grown to that."
+    )
+    record_time: Annotated[int | None, Duration(10 * MS, 366 * 24 * 3600 * SECOND), Example('"1h"')] = Field(
+        default=None, description="The same after so long."
+    )
+    record_files: Annotated[int | None, Count(1, 1_000_000), Example("10")] = Field(
+        default=None, description="Keep so many of the newest files; left out: all."
+    )
+    record_ring: Annotated[int | None, Duration(10 * MS, 3600 * SECOND), Example('"10s"')] = Field(
+        default=None, description="Keep the last frames in memory; when the VMs differ they go to a file in record_dir."
+    )
+    record_dir: Annotated[str | None, FilePath(), Example('"/var/lib/coloproxy/{vm}"')] = Field(
+        default=None, description="For those files, divergence-TIME-N.pcapng. {vm}: the VM's name."
+    )
+    record_ring_bytes: Annotated[int, Size(64 * KIB, 1 << 40)] = Field(
+        default=64 * MIB, description="Memory for those frames; the oldest make room."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.record is None:
+            yield from self._only_with(("record_size", "record_time", "record_files"), "record")
+        elif self.record_files is not None and self.record_size is None and self.record_time is None:
+            yield ("record_files",), "needs record_size or record_time: what ends a file"
+        if self.record_ring is None:
+            yield from self._only_with(("record_dir", "record_ring_bytes"), "record_ring")
+        elif self.record_dir is None:
+            yield ("record_ring",), "needs record_dir: where its files go"
+
+    def options(self) -> ComparatorOptions:
+        """For the comparator; without the rules, which are a file of their own."""
+        return ComparatorOptions(
+            max_flows=self.max_flows,
+            max_frames=self.max_frames,
+            max_bytes=self.max_bytes,
+            max_flow_frames=self.max_queue_size,
+            max_flow_bytes=self.max_flow_bytes,
+            max_fragments=self.max_fragments,
+            compare_timeout=self.compare_timeout,
+            gap_window=self.gap_timeout,
+        )
+
+    def recording(self, vm: str) -> RecordOptions | None:
+        """The recording of that VM, if one is wanted."""
+        if self.record is None:
+            return None
+        path = Path(self.record.replace(VM_PLACE, vm))
+        return RecordOptions(path, max_bytes=self.record_size, max_time=self.record_time, keep=self.record_files)
+
+    def ring(self, vm: str) -> RingOptions | None:
+        """The recording ring of that VM, if one is wanted."""
+        if self.record_ring is None or self.record_dir is None:
+            return None
+        directory = Path(self.record_dir.replace(VM_PLACE, vm))
+        return RingOptions(directory, self.record_ring, max_bytes=self.record_ring_bytes)
+
+
+# ------------------------------------------------------------------------- VM
+
+
+class Tap(Table):
+    """The client side of a NIC: a TAP device of coloproxy's own."""
+
+    name: Annotated[str, Interface(), PerHost(), Example('"web0"')] = Field(
+        description="Its name, up to 15 characters. It is made if it isn't there."
+    )
+    bridge: Annotated[str | None, Interface(), PerHost(), Example('"br0"', shown=True)] = Field(
+        default=None, description="The bridge it is put on. Left out: somebody else sees to that."
+    )
+    mtu: Annotated[int, Count(68, 65521)] = Field(default=1500, description="Bytes of IP in a frame, as in the guest.")
+    queues: Annotated[int, Count(1, 256)] = Field(default=1, description="Queues of the device (multi-queue).")
+    vnet_hdr: StrictBool = Field(
+        default=False,
+        description="Frames carry a virtio-net header: checksums and segmentation are left to others. The VM's side "
+        "must too.",
+    )
+
+
+SOCKET_KINDS: Final = ("stream", "dgram", "socket")
+"""Kinds of the VM's side that are sockets of QEMU's `-netdev`; the others are interfaces."""
+
+
+class VmSide(Table):
+    """The VM's side of a NIC: QEMU's socket back end, or an interface that another VMM or a namespace is behind."""
+
+    kind: Literal["stream", "dgram", "socket", "tap", "packet"] = Field(
+        default="stream",
+        description="stream, dgram, socket: QEMU's -netdev of that name. tap: a second TAP of ours, for the VMM to "
+        "use. packet: an interface that is there (veth, macvtap), by a packet socket.",
+    )
+    address: Annotated[
+        Endpoint | None, EndpointText(), PerHost(), Example('"unix:/run/coloproxy/web-nic0.sock"', shown=True)
+    ] = Field(
+        default=None,
+        description="Sockets: where QEMU listens, or we do (listen); dgram: where QEMU receives. unix:/PATH, "
+        "tcp:HOST:PORT, or for dgram udp:HOST:PORT.",
+    )
+    local: Annotated[Endpoint | None, EndpointText(), PerHost(), Example('"unix:/run/coloproxy/web-us.sock"')] = Field(
+        default=None, description="dgram: where we receive. unix:/PATH or udp:HOST:PORT."
+    )
+    listen: StrictBool = Field(
+        default=False,
+        description="stream, socket: we listen and QEMU connects. QEMU 7.2 does not connect again when we restart, so "
+        "leave it off.",
+    )
+    name: Annotated[str | None, Interface(), PerHost(), Example('"veth0"')] = Field(
+        default=None, description="tap, packet: the interface."
+    )
+    netns: Annotated[str | None, Namespace(), PerHost(), Example('"web"')] = Field(
+        default=None, description="tap, packet: the network namespace it is in (ip netns), or that one's file."
+    )
+    vnet_hdr: StrictBool = Field(default=False, description="tap, packet: as the client side's.")
+
+    @property
+    def is_socket(self) -> bool:
+        return self.kind in SOCKET_KINDS
+
+    def problems(self) -> Iterator[Problem]:
+        kind = f'kind = "{self.kind}"'
+        if not self.is_socket:
+            if self.name is None:
+                yield ("name",), f"is missing: {kind} needs an interface"
+            yield from self._only_with(("address", "local", "listen"), "sockets: stream, dgram and socket")
+            return
+        yield from self._only_with(("name", "netns"), "interfaces: tap and packet")
+        schemes = {"stream": ("unix", "tcp"), "socket": ("tcp",), "dgram": ("unix", "udp")}[self.kind]
+        for key in ("address", "local"):
+            place = getattr(self, key)
+            if place is not None and place.scheme not in schemes:
+                yield (key,), f"must begin with {' or '.join(f'{scheme}:' for scheme in schemes)} for {kind}"
+        if self.address is None:
+            yield ("address",), f"is missing: {kind} needs one"
+        if self.kind != "dgram":
+            yield from self._only_with(("local",), 'kind = "dgram"')
+        else:
+            yield from self._only_with(("listen",), 'kind = "stream" and "socket"')
+            if self.local is None:
+                yield ("local",), f"is missing: {kind} needs it, where we receive"
+            elif self.address is not None and self.address.scheme != self.local.scheme:
+                yield ("local",), "must begin as address does"
+        if self.vnet_hdr:
+            yield ("vnet_hdr",), f"must be false: QEMU's -netdev {self.kind} carries no virtio-net header"
+
+
+class Nic(Table):
+    """A network card of the VM."""
+
+    name: Annotated[str, Name(), Example('"nic0"')] = Field(description="For people, and for QEMU's ids.")
+    mac: Annotated[str | None, Mac(), Example('"52:54:00:12:34:56"', shown=True)] = Field(
+        default=None, description="The guest's Ethernet address, the same on both hosts; qemu-args needs it."
+    )
+    model: Annotated[str, Name()] = Field(
+        default="virtio-net-pci", description="QEMU's device model; for qemu-args only."
+    )
+    tap: Annotated[Tap, PerHost()] = Field(description="The client side.")
+    vm: Annotated[VmSide, PerHost()] = Field(description="The VM's side.")
+    announce: Annotated[tuple[Annotated[str, Ip()], ...], Example('["203.0.113.7", "2001:db8::7"]')] = Field(
+        default=(), description="Addresses to announce at a failover, besides those that were seen."
+    )
+    vlans: Annotated[tuple[Annotated[int, Count(1, 4094)], ...], Example("[10, 20]")] = Field(
+        default=(), description="VLANs to announce on, besides those that were seen."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.vm.is_socket and self.tap.vnet_hdr != self.vm.vnet_hdr:
+            side = "vm" if self.vm.given("vnet_hdr") or not self.tap.given("vnet_hdr") else "tap"
+            yield (side, "vnet_hdr"), "must be the same for tap and vm: frames go through as they are"
+        elif self.vm.is_socket and self.tap.vnet_hdr:
+            yield ("tap", "vnet_hdr"), f"must be false: QEMU's -netdev {self.vm.kind} carries no virtio-net header"
+        for key in ("announce", "vlans"):
+            seen: set[object] = set()
+            for index, value in enumerate(getattr(self, key)):
+                if value in seen:
+                    yield (key, index), f"{value} stands here twice"
+                seen.add(value)
+
+
+class Vm(Table):
+    """One VM, that runs on both hosts."""
+
+    name: Annotated[str, Name(), Example('"web"')] = Field(description="For people, files and `coloproxy ctl`.")
+    qmp: Annotated[
+        Address | None,
+        Place(),
+        PerHost(),
+        Example('"unix:/run/coloproxy/web.qmp"', shown=True),
+    ] = Field(
+        default=None,
+        description="back_end = qmp: QEMU's monitor, for coloproxy alone; QEMU listens. unix:/PATH or HOST:PORT.",
+    )
+    nics: Annotated[tuple[Nic, ...], Field(min_length=1, max_length=256)] = Field(
+        alias="nic", description="Its network cards."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        yield from _twice((("nic", index, "name"), nic.name) for index, nic in enumerate(self.nics))
+
+
+# ------------------------------------------------------------ control, process
+
+
+class Control(Table):
+    """The socket of `coloproxy ctl`."""
+
+    socket: Annotated[str | None, FilePath(socket=True), PerHost(), Example('"/run/coloproxy/web.sock"')] = Field(
+        default=None, description="Its path. Left out: /run/coloproxy/NAME-ROLE.sock"
+    )
+    mode: Annotated[int, Count(0o600, 0o777, octal=True)] = Field(
+        default=0o660, description="Who may use it: its file mode."
+    )
+    group: Annotated[str | None, Account(), PerHost(), Example('"coloproxy"')] = Field(
+        default=None, description="The group it is given to."
+    )
+
+
+class Process(Table):
+    """The process itself."""
+
+    user: Annotated[str | None, Account(), PerHost(), Example('"coloproxy"')] = Field(
+        default=None, description="Becomes that user once its devices are open. Left out: stays who it is."
+    )
+    group: Annotated[str | None, Account(), PerHost(), Example('"coloproxy"')] = Field(
+        default=None, description="And that group; left out: the user's own."
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], PerHost()] = Field(
+        default="info", description="What is logged (standard error)."
+    )
+    json_events: Annotated[str | None, FilePath(or_dash=True), PerHost(), Example('"/var/log/coloproxy/web.jsonl"')] = (
+        Field(default=None, description="Append each event to that file as a line of JSON; -: standard output.")
+    )
+    stats_interval: Annotated[int | None, Duration(50 * MS, 24 * 3600 * SECOND), PerHost(), Example('"10s"')] = Field(
+        default=None, description="Log a line of statistics so often; left out: never."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.user is None:
+            yield from self._only_with(("group",), "user")
+
+
+# ----------------------------------------------------------------------- pair
+
+
+class Pair(Table):
+    """A pair, as one of its hosts sees it: `role`."""
+
+    name: Annotated[str, Name(), Example('"web"')] = Field(
+        description="Of the pair; both sides of the link must have the same one."
+    )
+    link: Link = Field(description="Between the two coloproxies.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
+    compare: Compare = Field(default_factory=Compare, description="The comparator.")
+    vms: Annotated[tuple[Vm, ...], Field(min_length=1, max_length=64)] = Field(alias="vm", description="The VMs.")
+    control: Control = Field(default_factory=Control, description="`coloproxy ctl`.")
+    process: Process = Field(default_factory=Process, description="The process.")
+
+    _role: Role = PrivateAttr(default="primary")
+
+    def model_post_init(self, context: Any, /) -> None:
+        if isinstance(context, dict):
+            self._role = context["role"]
+
+    @property
+    def role(self) -> Role:
+        """The host this is resolved for."""
+        return self._role
+
+    @property
+    def peer_role(self) -> Role:
+        return "secondary" if self._role == "primary" else "primary"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where `coloproxy ctl` finds this coloproxy."""
+        if self.control.socket is not None:
+            return Path(self.control.socket)
+        return RUNTIME_DIRECTORY / f"{self.name}-{self._role}.sock"
+
+    def problems(self) -> Iterator[Problem]:
+        if len(str(self.control_socket).encode()) > 107:
+            yield ("name",), f"makes the control socket's path too long ({self.control_socket}); set control.socket"
+        if self._role == "primary" and not self.link.secondary.host:
+            yield ("link", "secondary"), "the host is missing: the primary needs to know where to connect to"
+        yield from _twice((("vm", index, "name"), vm.name) for index, vm in enumerate(self.vms))
+        if self.checkpoint.back_end == "qmp":
+            for index, vm in enumerate(self.vms):
+                if vm.qmp is None:
+                    yield ("vm", index, "qmp"), 'is missing: checkpoint.back_end = "qmp" needs it'
+        for key in ("record", "record_dir"):
+            path = getattr(self.compare, key)
+            if path is not None and len(self.vms) > 1 and VM_PLACE not in path:
+                yield ("compare", key), f"needs {VM_PLACE} in it: several VMs can't write to one place"
+        yield from _twice(self._interfaces(), "interface ")
+        yield from _twice(self._sockets())
+
+    def _interfaces(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for v, vm in enumerate(self.vms):
+            for n, nic in enumerate(vm.nics):
+                at = ("vm", v, "nic", n)
+                yield (*at, "tap", "name"), nic.tap.name
+                if nic.vm.name is not None:
+                    inside = f" in {nic.vm.netns}" if nic.vm.netns else ""
+                    yield (*at, "vm", "name"), nic.vm.name + inside
+
+    def _sockets(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        at: tuple[str | int, ...] = ("control", "socket") if self.control.socket else ("name",)
+        yield at, f"unix:{self.control_socket}"
+        for v, vm in enumerate(self.vms):
+            if vm.qmp is not None:
+                yield ("vm", v, "qmp"), f"{'' if vm.qmp.is_unix else 'tcp:'}{vm.qmp}"
+            for n, nic in enumerate(vm.nics):
+                for key in ("address", "local"):
+                    address = getattr(nic.vm, key)
+                    if address is not None:
+                        yield ("vm", v, "nic", n, "vm", key), str(address)
+
+
+def _twice(places: Iterator[tuple[tuple[str | int, ...], str]], what: str = "") -> Iterator[Problem]:
+    """A problem for each value that was there before."""
+    seen: dict[str, tuple[str | int, ...]] = {}
+    for at, value in places:
+        if value in seen:
+            yield at, f"{what}{value} is used twice"
+        seen.setdefault(value, at)
