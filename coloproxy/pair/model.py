@@ -93,8 +93,9 @@ class Table(BaseModel):
         return key in self.model_fields_set
 
     def _only_with(self, keys: tuple[str, ...], condition: str) -> Iterator[Problem]:
+        """A key that would have no effect. Its default may stand there: `show-defaults` writes them all."""
         for key in keys:
-            if self.given(key):
+            if self.given(key) and getattr(self, key) != type(self).model_fields[key].default:
                 yield (key,), f"is only used with {condition}"
 
 
@@ -104,7 +105,7 @@ class Table(BaseModel):
 class Link(Table):
     """The connection between the two coloproxies. The secondary listens, the primary connects."""
 
-    primary: Annotated[str | None, Ip(), Example('"192.0.2.1"')] = Field(
+    primary: Annotated[str | None, Ip(), Example('"192.0.2.1"', shown=True)] = Field(
         default=None, description="The primary's own address on this connection; left out: the kernel chooses."
     )
     secondary: Annotated[Address, Place(unix=False, any_host=True), PerHost(), Example('"192.0.2.2:9810"')] = Field(
@@ -400,6 +401,8 @@ class VmSide(Table):
                 yield (key,), f"must begin with {' or '.join(f'{scheme}:' for scheme in schemes)} for {kind}"
         if self.address is None:
             yield ("address",), f"is missing: {kind} needs one"
+        if self.kind == "socket" and self.address is not None and ":" in self.address.host:
+            yield ("address",), "must not be IPv6: QEMU's -netdev socket can't do that, use kind = \"stream\""
         if self.kind != "dgram":
             yield from self._only_with(("local",), 'kind = "dgram"')
         else:
@@ -445,6 +448,32 @@ class Nic(Table):
                 seen.add(value)
 
 
+class Filters(Table):
+    """TCP ports of the other attach, in which QEMU's own filters meet `coloproxy compare`; for qemu-args only.
+
+    The hosts' addresses are the link's.
+    """
+
+    primary_in: Annotated[int, Count(1, 65535)] = Field(
+        default=9001, description="The primary VM's output, on its host."
+    )
+    secondary_in: Annotated[int, Count(1, 65535)] = Field(
+        default=9002, description="The secondary VM's output, on the primary's host."
+    )
+    mirror: Annotated[int, Count(1, 65535)] = Field(
+        default=9003, description="What clients send, on the secondary's host."
+    )
+    outdev: Annotated[int, Count(1, 65535)] = Field(
+        default=9004, description="What is released, on the primary's host."
+    )
+    migration: Annotated[int, Count(1, 65535)] = Field(
+        default=9998, description="QEMU's migration, on the secondary's host."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        yield from _twice(((key,), f"port {getattr(self, key)}") for key in type(self).model_fields)
+
+
 class Vm(Table):
     """One VM, that runs on both hosts."""
 
@@ -458,6 +487,7 @@ class Vm(Table):
         default=None,
         description="back_end = qmp: QEMU's monitor, for coloproxy alone; QEMU listens. unix:/PATH or HOST:PORT.",
     )
+    filters: Filters = Field(default_factory=Filters, description="Ports of the filter attach.")
     nics: Annotated[tuple[Nic, ...], Field(min_length=1, max_length=256)] = Field(
         alias="nic", description="Its network cards."
     )
