@@ -38,10 +38,12 @@ class Frame:
     Attributes:
         data: ``vnet_len`` bytes of virtio-net header, then the Ethernet frame without FCS.
         vnet_len: 0, 10 or 12.
+        nic: of the VM's NICs, the one that it came by, 0 to 255. Frames of two NICs never belong to one flow.
     """
 
     data: bytes
     vnet_len: int = 0
+    nic: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,12 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A frame of the comparator's own goes to the client: an ACK that was held back before."""
+    """A frame of the comparator's own goes to the client, by the link of ``nic``: an ACK that was held back before."""
 
     reason: Reason
     data: bytes
     vnet_len: int
+    nic: int = 0
 
 
 Action = Released | Discarded | Emitted
@@ -176,15 +179,18 @@ class Comparator:
         self._frames: dict[int, tuple[Any, int]] = {}
         self._fed = 0
 
-    def feed(self, side: Side, frames: Iterable[bytes | Frame], now: int) -> int:
-        """Hands frames of one side in, read at ``now``.
+    def feed(self, side: Side, frames: Iterable[bytes | Frame], now: int, nic: int = 0) -> int:
+        """Hands frames of one side in, read at ``now``; those that are plain bytes came by ``nic``.
 
         Returns:
             How many were taken, from the first on. Fewer than given when a limit is reached: then ``events()``
             says which, and the rest is to be fed again when actions have made room. Frames that were taken are
             numbered on from the last call.
+
+        Raises:
+            MisuseError: a NIC that is none of 0 to 255, or a vnet_len that is wrong or beyond the data.
         """
-        native, count = self._lend(frames)
+        native, count = self._lend(frames, nic)
         taken = int(lib.colo_comparator_feed(self._c, side, native, count, now))
         self._keep(native, count, max(taken, 0))
         self._fed -= count - max(taken, 0)
@@ -211,15 +217,18 @@ class Comparator:
         check(result, "Comparator.feed_both")
         return int(taken[0]), int(taken[1])
 
-    def _lend(self, frames: Iterable[bytes | Frame]) -> tuple[Any, int]:
+    def _lend(self, frames: Iterable[bytes | Frame], nic: int = 0) -> tuple[Any, int]:
         """Frames as the core wants them, numbered; their bytes live until the action of each is fetched."""
-        batch = [frame if isinstance(frame, Frame) else Frame(frame) for frame in frames]
+        batch = [frame if isinstance(frame, Frame) else Frame(frame, nic=nic) for frame in frames]
+        if any(not 0 <= frame.nic <= 255 for frame in batch):
+            raise errors.MisuseError("Comparator: a NIC that is none of 0 to 255")
         native = ffi.new("struct colo_frame[]", max(len(batch), 1))
         for i, frame in enumerate(batch):
             data = ffi.new("uint8_t[]", frame.data)
             native[i].data = data
             native[i].len = len(frame.data)
             native[i].vnet_len = frame.vnet_len
+            native[i].nic = frame.nic
             native[i].cookie = self._fed + i
             self._frames[self._fed + i] = (data, len(frame.data))
         self._fed += len(batch)
@@ -241,7 +250,7 @@ class Comparator:
     def _action(self, action: Any) -> Action:
         reason = Reason(action.reason)
         if action.kind == lib.COLO_EMIT:
-            return Emitted(reason, bytes(ffi.buffer(action.data, action.len)), action.vnet_len)
+            return Emitted(reason, bytes(ffi.buffer(action.data, action.len)), action.vnet_len, action.nic)
         data, length = self._frames.pop(action.cookie)
         if action.kind == lib.COLO_DISCARD:
             return Discarded(action.cookie, reason)

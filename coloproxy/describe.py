@@ -53,11 +53,12 @@ def _flow(raw: bytes) -> FlowId:
     return flow_from_native(ffi.from_buffer("struct colo_flow_id *", raw))
 
 
-def describe(data: bytes, vnet_len: int = 0) -> FrameDescription:
+def describe(data: bytes, vnet_len: int = 0, nic: int = 0) -> FrameDescription:
     """Describes a frame; any bytes can be described, those that make no sense as ``FrameClass.MALFORMED``.
 
     Args:
         data: ``vnet_len`` bytes of virtio-net header, then the Ethernet frame without FCS.
+        nic: the NIC that it came by, 0 to 255: a frame does not say.
 
     Raises:
         MisuseError: vnet_len is beyond the data.
@@ -66,6 +67,7 @@ def describe(data: bytes, vnet_len: int = 0) -> FrameDescription:
     frame.data = buffer = ffi.from_buffer("uint8_t[]", data)
     frame.len = len(data)
     frame.vnet_len = vnet_len
+    frame.nic = nic
     out = ffi.new("struct colo_description *")
     check(lib.colo_frame_describe(frame, out), "describe")
     del buffer

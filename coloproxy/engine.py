@@ -100,6 +100,8 @@ class Engine:
 
     Args:
         vnet_hdr: QEMU's filters have vnet_hdr_support=on.
+        nics: of the VM, 1 to 255. With more than one, which needs ``vnet_hdr``, the top byte of the second word before
+            each frame is its NIC, from 0 on; QEMU's own filters speak for NIC 0.
         max_frame: largest frame accepted, bytes; 69,632 by default, as QEMU itself.
         slab_size: bytes of one receive slab; at least ``max_frame`` + 8. 512 KiB by default.
         max_slabs: bound of the memory for frames, both sides together, allocated when needed; each side owns a
@@ -115,6 +117,7 @@ class Engine:
         self,
         *,
         vnet_hdr: bool = False,
+        nics: int = 1,
         max_frame: int | None = None,
         slab_size: int | None = None,
         max_slabs: int | None = None,
@@ -124,6 +127,7 @@ class Engine:
         config = ffi.new("struct colo_engine_config *")
         lib.colo_engine_config_default(config)
         own = {
+            "nics": nics,
             "max_frame": max_frame,
             "slab_size": slab_size,
             "max_slabs": max_slabs,
@@ -142,6 +146,7 @@ class Engine:
         self._rules = options.get("rules", NO_RULES)
         self._max_frame = int(config.max_frame)
         self._vnet_hdr = vnet_hdr
+        self._nics = nics
         self._stopped = False
 
     # ------------------------------------------------------------ life
@@ -275,7 +280,7 @@ class Engine:
         out: list[EngineEvent] = []
         native = ffi.new("struct colo_engine_event[]", _BATCH)
         while count := lib.colo_engine_events(self._handle, native, _BATCH):
-            out.extend(engine_event_from_native(native[i], self._max_frame, self._vnet_hdr) for i in range(count))
+            out.extend(engine_event_from_native(native[i], self._max_frame, self._vnet_hdr, self._nics) for i in range(count))
         return out
 
     def counters(self) -> EngineCounters:

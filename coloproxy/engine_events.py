@@ -49,6 +49,7 @@ class Fault(IntEnum):
     EMPTY = -2
     VNET = -3
     TRUNCATED = -4
+    NIC = -5
 
 
 def _check_enums() -> None:
@@ -80,7 +81,8 @@ class PeerLost:
         reason: why, for people, with the port's name.
         fault: the broken framing, None: it wasn't that.
         errno: the failed system call's, None: none failed.
-        bad_value: the length that broke the framing (of a truncated frame: the one announced), None without fault.
+        bad_value: the length, or number of a NIC, that broke the framing (of a truncated frame: the length announced),
+            None without fault.
         position: bytes of the connection before that place, None without fault.
     """
 
@@ -165,7 +167,7 @@ def _word(value: int) -> str:
     return f"{value} (text {raw.decode()!r})" if all(32 <= byte < 127 for byte in raw) else str(value)
 
 
-def _fault_text(fault: Fault, value: int, position: int, max_frame: int, vnet_hdr: bool) -> str:
+def _fault_text(fault: Fault, value: int, position: int, max_frame: int, vnet_hdr: bool, nics: int) -> str:
     same = f"with vnet_hdr_support={'on' if vnet_hdr else 'off'} as here"
     match fault:
         case Fault.OVERSIZE:
@@ -180,25 +182,30 @@ def _fault_text(fault: Fault, value: int, position: int, max_frame: int, vnet_hd
                 f"vnet header length {_word(value)} at byte {position} is none of 0, 10 and 12, or longer than its "
                 f"frame; is that peer QEMU's filter-redirector, {same}?"
             )
+        case Fault.NIC:
+            return (
+                f"NIC {value} at byte {position}, but this VM has NICs 0 to {nics - 1} only; "
+                f"does that peer write NICs into the vnet_hdr word, {same}?"
+            )
         case Fault.TRUNCATED:
             announced = f" of {value} bytes" if value else ""
             return f"closed by its peer in the middle of a frame{announced} that began at byte {position}"
 
 
-def _lost_from_native(event: Any, max_frame: int, vnet_hdr: bool) -> PeerLost:
+def _lost_from_native(event: Any, max_frame: int, vnet_hdr: bool, nics: int) -> PeerLost:
     port = Port(event.port)
     code = int(event.error)
     if code < 0:
         fault = Fault(code)
-        text = _fault_text(fault, event.bad_value, event.position, max_frame, vnet_hdr)
+        text = _fault_text(fault, event.bad_value, event.position, max_frame, vnet_hdr, nics)
         return PeerLost(port, event.time, f"{port}: {text}", fault, None, event.bad_value, event.position)
     if code > 0:
         return PeerLost(port, event.time, f"{port}: connection lost: {_errno_text(code)}", errno=code)
     return PeerLost(port, event.time, f"{port}: closed by its peer")
 
 
-def engine_event_from_native(event: Any, max_frame: int, vnet_hdr: bool) -> EngineEvent:
-    """Copies a ``struct colo_engine_event``; ``max_frame`` and ``vnet_hdr`` are the engine's, for texts."""
+def engine_event_from_native(event: Any, max_frame: int, vnet_hdr: bool, nics: int = 1) -> EngineEvent:
+    """Copies a ``struct colo_engine_event``; ``max_frame``, ``vnet_hdr`` and ``nics`` are the engine's, for texts."""
     code = int(event.error)
     match event.kind:
         case lib.COLO_ENGINE_COMPARATOR:
@@ -206,7 +213,7 @@ def engine_event_from_native(event: Any, max_frame: int, vnet_hdr: bool) -> Engi
         case lib.COLO_ENGINE_ATTACHED:
             return PeerAttached(Port(event.port), event.time)
         case lib.COLO_ENGINE_LOST:
-            return _lost_from_native(event, max_frame, vnet_hdr)
+            return _lost_from_native(event, max_frame, vnet_hdr, nics)
         case lib.COLO_ENGINE_GATE_LOST:
             reason = f"QMP: connection lost: {_errno_text(code)}" if code else "QMP: closed"
             return GateLost(event.time, reason, code or None)

@@ -134,6 +134,7 @@ class FlowId:
         source_port, destination_port: ports, or the ICMP identifier as source port; 0 where there is none.
         vlans: VLAN ids, outermost first.
         ethertype: of the frames, behind the VLAN tags.
+        nic: of the VM's NICs, the one that it leaves by, from 0 on.
     """
 
     frame_class: FrameClass
@@ -145,6 +146,7 @@ class FlowId:
     destination_port: int
     vlans: tuple[int, ...] = ()
     ethertype: int = 0
+    nic: int = 0
 
     def __str__(self) -> str:
         if self.family == 0:
@@ -153,7 +155,8 @@ class FlowId:
             text = f"{self._protocol()} {self._end(self.source, self.source_port)} > " + self._end(
                 self.destination, self.destination_port
             )
-        return text + "".join(f" vlan {vlan}" for vlan in self.vlans)
+        nic = f"nic{self.nic} " if self.nic else ""
+        return nic + text + "".join(f" vlan {vlan}" for vlan in self.vlans)
 
     def _protocol(self) -> str:
         return f"ip-{self.protocol}" if self.frame_class is FrameClass.IP_OTHER else str(self.frame_class)
@@ -263,6 +266,7 @@ def flow_from_native(flow: Any) -> FlowId:
         destination_port=flow.dport,
         vlans=tuple(flow.vlan[0 : flow.vlan_count]),
         ethertype=flow.ethertype,
+        nic=flow.nic,
     )
 
 

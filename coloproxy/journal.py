@@ -58,6 +58,7 @@ def flow_fields(flow: FlowId | None) -> dict[str, object] | None:
         "destination": flow.destination,
         "destination_port": flow.destination_port,
         "vlans": list(flow.vlans),
+        "nic": flow.nic,
     }
 
 

@@ -207,7 +207,7 @@ static void emit_ack(colo_comparator *c, struct colo_flow *flow, const struct co
     p[TCP_AT_FLAGS] = COLO_TCP_ACK;
     colo_store16(p + TCP_AT_URGENT, 0);
     finish_lengths(frame, debt, len);
-    if (!colo_output_emit(c, frame, debt->l4 + len, debt->vnet_len, reason))
+    if (!colo_output_emit(c, frame, debt->l4 + len, debt->vnet_len, flow->id.nic, reason))
         return; /* out of memory: the debt stays, and is tried again or ends in a checkpoint */
     c->n.acks_emitted++;
     note_told(tcp, ack);

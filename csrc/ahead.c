@@ -6,8 +6,10 @@ size_t colo_ahead_look(const struct colo_table *table, const struct colo_frame *
 {
     if (count > COLO_AHEAD)
         count = COLO_AHEAD;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         colo_parse(frames[i].data, frames[i].len, frames[i].vnet_len, &out[i].packet);
+        out[i].packet.id.nic = frames[i].nic;
+    }
     /* Not in one loop: an id that was written a moment ago, in small pieces, can't be read yet in large ones. */
     for (size_t i = 0; i < count; i++) {
         struct colo_arrival *a = &out[i];

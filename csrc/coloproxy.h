@@ -165,6 +165,7 @@ struct colo_frame {
     uint32_t len;        /* of both together */
     uint32_t vnet_len;   /* 0, 10 or 12 */
     uint64_t cookie;     /* the caller's name for it */
+    uint8_t nic;         /* of the VM's NICs: frames of two never belong to one flow */
 };
 
 enum colo_action_kind {
@@ -200,6 +201,7 @@ struct colo_action {
     uint16_t csum_at;
     uint32_t ack;
     uint16_t csum;
+    uint8_t nic;         /* the frame's; EMIT: through which NIC's link it goes to the client */
     uint64_t cookie;     /* RELEASE, DISCARD: the frame's */
     const uint8_t *data; /* EMIT: valid until the next call that is not colo_comparator_actions */
     uint32_t len;        /* EMIT: of data, virtio-net header included */
@@ -238,6 +240,7 @@ enum colo_cause {
 
 const char *colo_cause_name(int cause);
 
+/* Hashed and compared as words: no byte of it is padding. */
 struct colo_flow_id {
     uint8_t family;      /* 4, 6, or 0 for frames without IP */
     uint8_t protocol;    /* IP protocol, 0 without IP */
@@ -249,6 +252,8 @@ struct colo_flow_id {
     uint16_t dport;      /* of the client */
     uint8_t src[16];     /* of the VM: IPv4 in the first 4 bytes, a MAC in the first 6 without IP */
     uint8_t dst[16];     /* of the client */
+    uint8_t nic;         /* of the VM that it leaves by */
+    uint8_t zero;        /* always 0 */
 };
 
 /* What the parser sees in a frame. */
@@ -407,6 +412,8 @@ enum colo_port {
 struct colo_engine_config {
     struct colo_config comparator;
     uint8_t vnet_hdr;       /* frames carry QEMU's vnet_hdr_support=on word and header */
+    uint8_t nics;           /* NICs of the VM, 1: QEMU's framing; more: the vnet_hdr word's top byte has the frame's,
+                               from 0 on; only with vnet_hdr */
     uint32_t max_frame;     /* largest frame accepted on a socket, bytes */
     uint32_t slab_size;     /* bytes of one receive slab */
     uint32_t max_slabs;     /* both sides together */
@@ -457,13 +464,14 @@ enum colo_engine_fault {
     COLO_FAULT_EMPTY = -2,       /* a length prefix of 0 */
     COLO_FAULT_VNET = -3,        /* a vnet header length other than 0, 10 or 12, or longer than the frame */
     COLO_FAULT_TRUNCATED = -4,   /* the peer closed in the middle of a frame */
+    COLO_FAULT_NIC = -5,         /* a frame of a NIC that the VM does not have: the number is in bad_value */
 };
 
 struct colo_engine_event {
     uint8_t kind;              /* enum colo_engine_event_kind */
     uint8_t port;              /* enum colo_port */
     int32_t error;
-    uint32_t bad_value;        /* the length that broke the framing */
+    uint32_t bad_value;        /* the length, or number of a NIC, that broke the framing */
     uint64_t position;         /* bytes of that connection before the place */
     uint64_t released_frames;  /* COMMITTED */
     uint64_t released_bytes;

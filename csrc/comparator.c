@@ -305,7 +305,7 @@ void colo_enter_datagram(colo_comparator *c, struct colo_rec *rec)
 {
     struct colo_packet packet;
 
-    colo_parse(rec->data, rec->len, 0, &packet);
+    colo_rec_parse(rec, &packet);
     packet.tcp_auth = 1; /* its ACK number lies in one of several frames: never lowered */
     colo_enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
 }
@@ -326,7 +326,7 @@ void colo_enter(colo_comparator *c, struct colo_rec *rec)
         colo_enter_alone(c, rec);
         return;
     }
-    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    colo_rec_parse(rec, &packet);
     colo_enter_parsed(c, rec, &packet, colo_table_hash(c->table, &packet.id), NULL);
 }
 

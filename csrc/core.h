@@ -190,7 +190,8 @@ void colo_output_prepare(struct colo_rec *rec, uint8_t side, const struct colo_f
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reason);
 /* Queues a copy of a frame of our own; false: no memory. */
-bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t reason);
+bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t nic,
+                      uint8_t reason);
 size_t colo_output_fetch(colo_comparator *c, struct colo_action *out, size_t cap);
 /* The group's frames have gone, or go, by another way than their datagrams. */
 void colo_output_retire_group(colo_comparator *c, struct colo_group *group);

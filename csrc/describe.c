@@ -16,6 +16,7 @@ int colo_frame_describe(const struct colo_frame *frame, struct colo_description 
     memset(out, 0, sizeof *out);
     colo_parse(frame->data, frame->len, frame->vnet_len, &packet);
     out->flow = packet.id;
+    out->flow.nic = frame->nic;
     out->tcp_flags = packet.tcp_flags;
     out->seq = packet.seq;
     out->ack = packet.ack;

@@ -32,6 +32,7 @@ struct colo_engine {
 void colo_engine_config_default(struct colo_engine_config *config)
 {
     *config = (struct colo_engine_config){
+        .nics = 1,
         .max_frame = 69632, /* NET_BUFSIZE of QEMU: what its own reader accepts */
         .slab_size = 512 * 1024, /* what a read takes at most: docs/performance.md */
         /* 384 MiB, allocated as needed: densely filled, more than max_bytes of the comparator and max_out_bytes. */
@@ -45,7 +46,7 @@ static bool makes_sense(const struct colo_engine_config *c)
 {
     return c->max_frame >= 14 && c->max_frame <= 1 << 24 && c->slab_size <= 1 << 28 &&
            c->slab_size >= c->max_frame + COLO_FRAMING_HEAD_MAX && c->max_slabs >= 8 && c->max_slabs < (1 << 24) - 2 &&
-           c->max_out_bytes > 0;
+           c->max_out_bytes > 0 && (c->nics == 1 || (c->nics > 1 && c->vnet_hdr));
 }
 
 colo_engine *colo_engine_create(const struct colo_engine_config *config)

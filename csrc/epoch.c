@@ -54,7 +54,7 @@ static void absorb(colo_comparator *c, struct colo_rec *rec, bool make)
     struct colo_packet packet;
     struct colo_flow *flow;
 
-    colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+    colo_rec_parse(rec, &packet);
     if (packet.id.cls != COLO_CLASS_TCP || colo_policy_of(c, &packet.id) != COLO_POLICY_COMPARE)
         return;
     if (!(flow = colo_flow_of(c, &packet.id, colo_table_hash(c->table, &packet.id), make)))

@@ -192,7 +192,7 @@ void colo_flow_timed_out(colo_comparator *c, struct colo_flow *flow, uint8_t cau
     if (rec && !flow) { /* held without one: a fragment, or for want of room */
         struct colo_packet packet;
 
-        colo_parse(rec->data, rec->len, rec->vnet_len, &packet);
+        colo_rec_parse(rec, &packet);
         event.has_flow = 1;
         event.flow = packet.id;
     }

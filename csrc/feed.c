@@ -57,6 +57,7 @@ static struct colo_rec *new_record(colo_comparator *c, int side, const struct co
     rec->data = frame->data;
     rec->len = frame->len;
     rec->vnet_len = (uint8_t)frame->vnet_len;
+    rec->nic = frame->nic;
     rec->cookie = frame->cookie;
     rec->side = (uint8_t)side;
     rec->time = c->now;

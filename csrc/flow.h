@@ -132,17 +132,17 @@ struct colo_flow {
     struct colo_flow *overtaken_prev;
 };
 
-/* Ids are compared for each frame: as words, for gcc makes a call of memcmp. Both are whole, their padding is 0. */
+_Static_assert(sizeof(struct colo_flow_id) == 48, "whole words, and no padding");
+
+/* Ids are compared for each frame: as words, for gcc makes a call of memcmp. */
 static inline bool colo_flow_id_equal(const struct colo_flow_id *a, const struct colo_flow_id *b)
 {
     const size_t size = sizeof *a;
     uint64_t differ = 0, x, y;
 
     for (size_t at = 0; at < size; at += 8) {
-        size_t from = at + 8 <= size ? at : size - 8; /* the last word overlaps the one before */
-
-        memcpy(&x, (const char *)a + from, sizeof x);
-        memcpy(&y, (const char *)b + from, sizeof y);
+        memcpy(&x, (const char *)a + at, sizeof x);
+        memcpy(&y, (const char *)b + at, sizeof y);
         differ |= x ^ y;
     }
     return !differ;

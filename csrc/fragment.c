@@ -341,6 +341,7 @@ static bool complete(colo_comparator *c, struct half *half, struct reassembly *r
     group->datagrams[0].data = group->bytes;
     group->datagrams[0].len = r->header_len + r->total;
     group->datagrams[0].side = r->side;
+    group->datagrams[0].nic = r->key.id.nic;
     group->datagrams[0].time = r->frames.tail->time;
     while ((rec = r->frames.head)) {
         colo_flow_list_remove(&r->frames, rec);

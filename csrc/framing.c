@@ -5,7 +5,7 @@
 
 void colo_framing_start(struct colo_framing *f, bool vnet_hdr, uint32_t max_frame)
 {
-    *f = (struct colo_framing){.vnet_hdr = vnet_hdr, .max_frame = max_frame};
+    *f = (struct colo_framing){.vnet_hdr = vnet_hdr, .max_frame = max_frame, .nics = 1};
 }
 
 static void set_fault(struct colo_framing *f, enum colo_engine_fault fault, uint32_t bad_value, uint64_t bad_at)
@@ -23,9 +23,11 @@ static void set_fault(struct colo_framing *f, enum colo_engine_fault fault, uint
  *
  * Return: true when the words are complete and right
  */
-static bool check_head(struct colo_framing *f, const uint8_t *data, size_t len, uint32_t *length, uint32_t *vnet_len)
+static bool check_head(struct colo_framing *f, const uint8_t *data, size_t len, uint32_t *length, uint32_t *vnet_len,
+                       uint8_t *nic)
 {
     *vnet_len = 0;
+    *nic = 0;
     if (len < 4)
         return false;
     *length = colo_load32(data);
@@ -38,6 +40,14 @@ static bool check_head(struct colo_framing *f, const uint8_t *data, size_t len, 
     if (len < 8)
         return false;
     *vnet_len = colo_load32(data + 4);
+    if (f->nics > 1) {
+        *nic = colo_framing_word_nic(*vnet_len);
+        *vnet_len = colo_framing_word_vnet_len(*vnet_len);
+        if (*nic >= f->nics) {
+            set_fault(f, COLO_FAULT_NIC, *nic, f->position + 4);
+            return false;
+        }
+    }
     if ((*vnet_len != 0 && *vnet_len != 10 && *vnet_len != 12) || *vnet_len > *length) {
         set_fault(f, COLO_FAULT_VNET, *vnet_len, f->position + 4);
         return false;
@@ -51,13 +61,15 @@ size_t colo_framing_scan(struct colo_framing *f, const uint8_t *data, size_t len
     const uint32_t head = colo_framing_head(f->vnet_hdr);
     size_t at = 0, count = 0;
     uint32_t length, vnet_len;
+    uint8_t nic;
 
-    while (count < cap && !f->fault && check_head(f, data + at, len - at, &length, &vnet_len)) {
+    while (count < cap && !f->fault && check_head(f, data + at, len - at, &length, &vnet_len, &nic)) {
         if (length > len - at - head)
             break;
         if (out)
             out[count] = (struct colo_frame){
-                .data = data + at + head, .len = length, .vnet_len = vnet_len, .cookie = cookie + at};
+                .data = data + at + head, .len = length, .vnet_len = vnet_len, .cookie = cookie + at,
+                .nic = nic};
         count++;
         at += head + length;
         f->position += head + length;
@@ -79,11 +91,11 @@ void colo_framing_end(struct colo_framing *f, const uint8_t *data, size_t len)
         set_fault(f, COLO_FAULT_TRUNCATED, len < 4 ? 0 : colo_load32(data), f->position);
 }
 
-uint32_t colo_framing_write_head(bool vnet_hdr, uint8_t *out, uint32_t len, uint32_t vnet_len)
+uint32_t colo_framing_write_head(bool vnet_hdr, uint8_t *out, uint32_t len, uint32_t vnet)
 {
     colo_store32(out, len);
     if (vnet_hdr)
-        colo_store32(out + 4, vnet_len);
+        colo_store32(out + 4, vnet);
     return colo_framing_head(vnet_hdr);
 }
 

@@ -11,12 +11,20 @@ enum {
     LARGE = 16 * 1024,   /* a frame from which on moving a piece of it costs more than a system call */
 };
 
-void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int side, bool vnet_hdr, uint32_t max_frame)
+static void start_framing(struct colo_input *in)
+{
+    colo_framing_start(&in->framing, in->vnet_hdr, in->max_frame);
+    in->framing.nics = in->nics;
+}
+
+void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int side,
+                     const struct colo_engine_config *config)
 {
     in->pool = pool;
     in->side = (uint8_t)side;
-    in->vnet_hdr = vnet_hdr;
-    in->max_frame = max_frame;
+    in->vnet_hdr = config->vnet_hdr;
+    in->nics = config->nics;
+    in->max_frame = config->max_frame;
     in->fd = -1;
     in->slab = NULL;
     in->start = in->fill = 0;
@@ -25,7 +33,7 @@ void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int sid
     in->ended = false;
     in->scanned = true;
     in->time = 0;
-    colo_framing_start(&in->framing, vnet_hdr, max_frame);
+    start_framing(in);
 }
 
 void colo_input_fini(struct colo_input *in)
@@ -44,7 +52,7 @@ void colo_input_attach(struct colo_input *in, int fd)
 {
     in->fd = fd;
     if (!in->ended)
-        colo_framing_start(&in->framing, in->vnet_hdr, in->max_frame);
+        start_framing(in);
 }
 
 /* All that can be used of a connection that is gone was used: ready for the next one. */
@@ -54,7 +62,7 @@ static void forget_connection(struct colo_input *in)
     in->scanned = true;
     in->ended = false;
     if (in->fd >= 0)
-        colo_framing_start(&in->framing, in->vnet_hdr, in->max_frame);
+        start_framing(in);
 }
 
 void colo_input_detach(struct colo_input *in)

@@ -23,6 +23,7 @@ struct colo_input {
     struct colo_slab_pool *pool;
     uint8_t side; /* enum colo_side: the same number as its enum colo_port */
     bool vnet_hdr;
+    uint8_t nics; /* see framing.h */
     uint32_t max_frame;
     int fd; /* -1: no peer */
     struct colo_framing framing;
@@ -36,7 +37,8 @@ struct colo_input {
     uint32_t first, count;
 };
 
-void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int side, bool vnet_hdr, uint32_t max_frame);
+void colo_input_init(struct colo_input *in, struct colo_slab_pool *pool, int side,
+                     const struct colo_engine_config *config);
 /* Closes the socket, gives all slabs back. */
 void colo_input_fini(struct colo_input *in);
 

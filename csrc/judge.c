@@ -26,7 +26,7 @@ int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *confi
     j->report = report;
     j->outlet.fd = -1;
     for (int side = 0; side < 2; side++)
-        colo_input_init(&j->inputs[side], &j->pool, side, config->vnet_hdr, config->max_frame);
+        colo_input_init(&j->inputs[side], &j->pool, side, config);
     error = colo_slab_pool_init(&j->pool, config->slab_size, config->max_slabs);
     if (error)
         return error;

@@ -92,7 +92,8 @@ int colo_outlet_emit(struct colo_outlet *o, const struct colo_action *action)
     if (!own_room(o, action->len + COLO_FRAMING_HEAD_MAX))
         return COLO_ERR_NOMEM;
     from = o->own_fill;
-    head = colo_framing_write_head(o->vnet_hdr, o->own->data + from, action->len, action->vnet_len);
+    head = colo_framing_write_head(o->vnet_hdr, o->own->data + from, action->len,
+                                   colo_framing_vnet_word(action->nic, action->vnet_len));
     memcpy(o->own->data + from + head, action->data, action->len);
     o->own->refs++;
     error = colo_outq_push(&o->queue, &o->own_pool, o->own, from, from + head + action->len);

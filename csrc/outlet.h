@@ -2,7 +2,7 @@
 /*
  * outlet.h - outdev: carries out RELEASE and EMIT, writes, and survives the loss of its peer.
  *
- * A released frame goes out from the slab it came in; a lowered ACK number is written into it there. A frame of the
+ * A released frame goes out from the slab it came in, behind the words that it came with; a lowered ACK number is written into it there. A frame of the
  * comparator's own is copied to a small slab. Without a peer the frames wait; colo_outlet_full tells the inputs to
  * wait as well, from config max_out_bytes on until half of that has gone.
  */

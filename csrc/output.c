@@ -40,6 +40,7 @@ void colo_output_prepare(struct colo_rec *rec, uint8_t side, const struct colo_f
     rec->data = frame->data;
     rec->len = frame->len;
     rec->vnet_len = (uint8_t)frame->vnet_len;
+    rec->nic = frame->nic;
     rec->cookie = frame->cookie;
     rec->side = side;
     rec->ack = 0;
@@ -71,7 +72,8 @@ void colo_output_discard(colo_comparator *c, struct colo_rec *rec, uint8_t reaso
     colo_list_push(&c->out, rec);
 }
 
-bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t reason)
+bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uint8_t vnet_len, uint8_t nic,
+                      uint8_t reason)
 {
     struct colo_emit *emit = malloc(sizeof *emit + len);
     struct colo_rec *rec = emit ? colo_pool_get(c->pool) : NULL;
@@ -88,6 +90,7 @@ bool colo_output_emit(colo_comparator *c, const uint8_t *data, uint32_t len, uin
     rec->data = emit->data;
     rec->len = len;
     rec->vnet_len = vnet_len;
+    rec->nic = nic;
     colo_list_push(&c->out, rec);
     return true;
 }
@@ -108,6 +111,7 @@ size_t colo_output_fetch(colo_comparator *c, struct colo_action *out, size_t cap
             .csum_at = rec->ack_at ? (uint16_t)(rec->ack_at + 8) : 0, /* TCP: checksum at 16, ACK number at 8 */
             .ack = rec->ack,
             .csum = rec->csum,
+            .nic = rec->nic,
             .cookie = rec->cookie,
             .data = rec->data,
             .len = rec->len,

@@ -51,7 +51,7 @@ struct colo_packet {
     struct colo_syn_options syn;
 };
 
-/* Fills `out`. `data` holds vnet_len bytes of virtio-net header and the Ethernet frame. */
+/* Fills `out`, but for id.nic: a frame does not say by which NIC it came. `data` holds vnet_len bytes of virtio-net header and the Ethernet frame. */
 void colo_parse(const uint8_t *data, uint32_t len, uint32_t vnet_len, struct colo_packet *out);
 
 #endif

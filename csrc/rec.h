@@ -49,6 +49,7 @@ struct colo_rec {
     uint16_t ack_at;          /* on its way out: see colo_action */
     struct colo_syn_options syn;
     uint8_t vnet_len;
+    uint8_t nic;
     uint8_t side;
     uint8_t tcp_flags;
     uint8_t tcp_auth;
@@ -60,6 +61,13 @@ struct colo_rec {
     uint8_t kind;             /* on its way out: enum colo_action_kind */
     uint8_t reason;           /* on its way out: enum colo_reason */
 };
+
+/* Its frame, parsed. */
+static inline void colo_rec_parse(const struct colo_rec *rec, struct colo_packet *out)
+{
+    colo_parse(rec->data, rec->len, rec->vnet_len, out);
+    out->id.nic = rec->nic;
+}
 
 /* The lists of the comparator: by `link`. */
 static inline void colo_list_push(struct colo_list *list, struct colo_rec *rec)

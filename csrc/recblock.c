@@ -145,6 +145,13 @@ static void put_mark(struct colo_recblock *b, const struct colo_note *note, stru
                                                .comment = t->at, .comment_len = t->len});
 }
 
+/* Left out for the first, which most VMs have alone. */
+static void say_nic(struct text *t, const struct colo_note *note)
+{
+    if (note->nic)
+        say_number(t, " nic=", note->nic);
+}
+
 /* What went to outdev, as it went. */
 static void put_sent(struct colo_recblock *b, const struct colo_note *note)
 {
@@ -158,6 +165,7 @@ static void put_sent(struct colo_recblock *b, const struct colo_note *note)
     say(&t, colo_reason_name(note->reason));
     if (note->ack_at)
         say(&t, " ack=lowered");
+    say_nic(&t, note);
     /* The bytes are those of the frame on primary_in. */
     if (note->kind == COLO_NOTE_RELEASED && b->snap && len > b->snap)
         len = b->snap;
@@ -180,6 +188,7 @@ static void put_fed(struct colo_recblock *b, const struct colo_note *note, struc
         say(t, " reason=");
         say(t, colo_reason_name(note->reason));
     }
+    say_nic(t, note);
     if (note->vnet_len)
         say_hex(t, " vnet=", note->data, note->vnet_len);
     bytes = put_packet(b, &(struct colo_pcapng_packet){.interface = note->side, .time = note->time + b->wall_offset,

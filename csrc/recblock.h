@@ -45,6 +45,7 @@ struct colo_note {
     uint32_t old_ack;       /* ack_at != 0: what stood there before it was lowered */
     uint16_t ack_at, csum_at, old_csum;
     uint8_t vnet_len;
+    uint8_t nic;
     uint8_t kind;
     uint8_t side;
     uint8_t reason;         /* enum colo_reason, or of a mark enum colo_record_mark */

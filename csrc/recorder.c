@@ -351,7 +351,12 @@ static void note_frame(struct colo_recorder *r, struct colo_note *note, uint64_t
     note->slab = slab;
     note->data = words + head;
     note->len = colo_framing_length_at(r->vnet_hdr, words) - head;
-    note->vnet_len = r->vnet_hdr ? (uint8_t)colo_load32(words + 4) : 0;
+    if (r->vnet_hdr) {
+        uint32_t word = colo_load32(words + 4); /* that a scan has accepted */
+
+        note->vnet_len = (uint8_t)colo_framing_word_vnet_len(word);
+        note->nic = colo_framing_word_nic(word);
+    }
     slab->refs++;
     if (!r->slab_refs[slab->index]++)
         r->slabs++;
@@ -397,6 +402,7 @@ static void note_emitted(struct colo_recorder *r, const struct colo_action *a)
     note->data = copy;
     note->len = a->len;
     note->vnet_len = a->vnet_len;
+    note->nic = a->nic;
     placed(r);
 }
 

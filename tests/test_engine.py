@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import pytest
+import wire
 
 from coloproxy._native import ffi, lib
 from coloproxy.engine import Engine, EngineCounters
@@ -38,11 +39,11 @@ ETHERNET = bytes.fromhex("5254000000c1525400123456")
 Event = TypeVar("Event", bound=EngineEvent)
 
 
-def framed(frame: bytes, vnet_len: int | None = None) -> bytes:
-    """As QEMU's socket filters send it; ``vnet_len`` with vnet_hdr_support=on."""
+def framed(frame: bytes, vnet_len: int | None = None, nic: int = 0) -> bytes:
+    """As QEMU's socket filters send it; ``vnet_len`` with vnet_hdr_support=on; ``nic`` of several."""
     if vnet_len is None:
         return struct.pack("!I", len(frame)) + frame
-    return struct.pack("!II", vnet_len + len(frame), vnet_len) + bytes(vnet_len) + frame
+    return struct.pack("!II", vnet_len + len(frame), nic << 24 | vnet_len) + bytes(vnet_len) + frame
 
 
 def experimental(text: bytes) -> bytes:
@@ -184,38 +185,89 @@ def test_aborted_checkpoint_and_the_end_of_protection() -> None:
         assert r.until(lambda n: n.comparator.mode is Mode.ALONE).comparator.aborts == 1
 
 
+def test_nics_are_compared_apart() -> None:
+    """Both have a connection of the same addresses and ports; the ACK that is paid leaves by the NIC it is owed on."""
+    with rig(vnet_hdr=True, nics=3) as r:
+        r.protect()
+
+        def tcp(nic: int, ack: int, body: bytes = b"", seq: int = 1000) -> bytes:
+            return framed(wire.tcp(wire.PLAIN, seq, ack, wire.ACK, body), 12, nic)
+
+        def fed(*counts: int) -> None:
+            r.until(lambda n: n.comparator.frames_in == counts)
+
+        r.send(Port.PRIMARY_IN, tcp(0, 7, b"first") + tcp(2, 7, b"second"))
+        fed(2, 0)
+        r.send(Port.SECONDARY_IN, tcp(2, 7, b"second"))
+        r.expect(tcp(2, 7, b"second"))
+        r.send(Port.SECONDARY_IN, tcp(0, 7, b"first"))
+        r.expect(tcp(0, 7, b"first"))
+        r.send(Port.PRIMARY_IN, tcp(2, 9, b"third", 1006))
+        fed(3, 2)
+        r.send(Port.SECONDARY_IN, tcp(2, 7, b"third", 1006))
+        r.expect(tcp(2, 7, b"third", 1006))  # its ACK number was lowered
+        r.send(Port.SECONDARY_IN, tcp(0, 9, b"", 1005))
+        fed(3, 4)
+        assert r.silent()
+        r.send(Port.SECONDARY_IN, tcp(2, 9, b"", 1011))
+        length, word = struct.unpack("!II", read_exactly(r.far[Port.OUTDEV], 8))
+        assert word == 2 << 24 | 12
+        ack = read_exactly(r.far[Port.OUTDEV], length)[12:]
+        assert struct.unpack("!II", ack[38:46]) == (1011, 9)
+        assert r.engine.counters().comparator.acks_emitted == 1
+
+
+def test_a_difference_names_its_nic() -> None:
+    with rig(vnet_hdr=True, nics=2) as r:
+        r.protect()
+        r.send(Port.PRIMARY_IN, framed(wire.tcp(wire.PLAIN, 1, 7, wire.ACK, b"one"), 0, 1))
+        r.until(lambda n: n.comparator.frames_in == (1, 0))
+        r.send(Port.SECONDARY_IN, framed(wire.tcp(wire.PLAIN, 1, 7, wire.ACK, b"two"), 0, 1))
+        flow = r.wait(Divergence).flow
+        assert flow is not None
+        assert flow.nic == 1
+        assert str(flow).startswith("nic1 tcp ")
+
+
 # -------------------------------------------------------------------- peers
 
 
 @pytest.mark.parametrize(
-    ("vnet_hdr", "garbage", "fault", "text"),
+    ("nics", "garbage", "fault", "text"),
     [
         (
-            False,
+            0,
             b"GET / HTTP/1.1\r\n",
             Fault.OVERSIZE,
             "secondary_in: length prefix 1195725856 (text 'GET ') at byte 64 is above the limit of 69632 bytes; "
             "is that peer QEMU's filter-redirector, with vnet_hdr_support=off as here?",
         ),
         (
-            False,
+            0,
             bytes(4),
             Fault.EMPTY,
             "secondary_in: length prefix 0 at byte 64; "
             "is that peer QEMU's filter-redirector, with vnet_hdr_support=off as here?",
         ),
         (
-            True,
+            1,
             framed(experimental(b"no vnet word")),
             Fault.VNET,
             "secondary_in: vnet header length 1381236736 at byte 72 is none of 0, 10 and 12, or longer than its frame; "
             "is that peer QEMU's filter-redirector, with vnet_hdr_support=on as here?",
         ),
+        (
+            2,
+            framed(experimental(b"the third of two"), 0, 2),
+            Fault.NIC,
+            "secondary_in: NIC 2 at byte 72, but this VM has NICs 0 to 1 only; "
+            "does that peer write NICs into the vnet_hdr word, with vnet_hdr_support=on as here?",
+        ),
     ],
 )
-def test_peer_that_breaks_the_framing(vnet_hdr: bool, garbage: bytes, fault: Fault, text: str) -> None:
-    with rig(vnet_hdr=vnet_hdr) as r:
-        good = framed(experimental(b"good"), 0 if vnet_hdr else None)
+def test_peer_that_breaks_the_framing(nics: int, garbage: bytes, fault: Fault, text: str) -> None:
+    with rig(vnet_hdr=nics > 0, nics=max(nics, 1)) as r:
+        good = framed(experimental(b"good"), 0 if nics else None)
         r.send(Port.SECONDARY_IN, good + garbage)
         lost = r.wait(PeerLost)
         assert (lost.port, lost.fault, lost.errno) == (Port.SECONDARY_IN, fault, None)

@@ -49,10 +49,12 @@ class Service:
         *,
         ring: RingOptions | None = None,
         vnet_hdr: bool = False,
+        nics: int = 1,
         **options: int,
     ) -> None:
         self.vnet_hdr = vnet_hdr
-        self.engine = Engine(vnet_hdr=vnet_hdr, **{"compare_timeout": 3600 * 10**9, **options})  # type: ignore[arg-type]
+        self.nics = nics
+        self.engine = Engine(vnet_hdr=vnet_hdr, nics=nics, **{"compare_timeout": 3600 * 10**9, **options})  # type: ignore[arg-type]
         self.engine.record(record, number, ring=ring)
         self.engine.start()
         self.far: dict[Port, socket.socket] = {}
@@ -66,7 +68,7 @@ class Service:
         for frame in frames:
             head = struct.pack("!I", len(frame))
             if self.vnet_hdr:
-                head += struct.pack("!I", wire.vnet_len(frame))
+                head += struct.pack("!I", wire.nic_of(frame) << 24 | wire.vnet_len(frame))
             self.far[Port(side)].sendall(head + frame)
         self.fed[side] += len(frames)
         self.until(lambda n: list(n.comparator.frames_in) == self.fed)
@@ -123,7 +125,7 @@ def replay(options: dict[str, object], recorded: list[tuple[CapturedFrame, dict[
     core = comparator(options)
     verdicts: dict[int, str] = {}
     seqs: list[int] = []
-    emitted: list[bytes] = []
+    emitted: list[tuple[bytes, int]] = []
     sent: dict[int, bytes] = {}
     given = sorted((int(word["seq"]), frame, word) for frame, word in recorded if "seq" in word)
     for seq, frame, word in given:
@@ -131,7 +133,8 @@ def replay(options: dict[str, object], recorded: list[tuple[CapturedFrame, dict[
             case None:
                 side = Side.PRIMARY if frame.interface_name == "primary_in" else Side.SECONDARY
                 vnet = bytes.fromhex(word.get("vnet", ""))
-                assert core.feed(side, [Frame(vnet + frame.data, len(vnet))], frame.time) == 1
+                nic = int(word.get("nic", 0))
+                assert core.feed(side, [Frame(vnet + frame.data, len(vnet), nic)], frame.time) == 1
                 seqs.append(seq)
                 verdicts[seq] = "withheld"
             case "commit":
@@ -146,13 +149,14 @@ def replay(options: dict[str, object], recorded: list[tuple[CapturedFrame, dict[
                 case Discarded():
                     verdicts[seqs[action.frame]] = f"discarded {action.reason}"
                 case Emitted():
-                    emitted.append(action.data[action.vnet_len :])
+                    emitted.append((action.data[action.vnet_len :], action.nic))
     # what went out is what goes out now, as far as it was kept
     for frame, word in recorded:
         if "of" in word:
             data = sent[int(word["of"])]
             assert data.endswith(frame.data) or data[-frame.wire_len :].startswith(frame.data)
-    assert [frame.data for frame, word in recorded if "emitted" in word] == emitted
+    told = [(frame.data, int(word.get("nic", 0))) for frame, word in recorded if "emitted" in word]
+    assert told == emitted
     return verdicts
 
 
@@ -170,13 +174,16 @@ def eventful(service: Service, rounds: int, seed: int) -> None:
     vnet = service.vnet_hdr
     both = (Side.PRIMARY, Side.SECONDARY)
 
+    nic = 0
+
     def frame(data: bytes) -> bytes:
-        return wire.with_vnet(data, dice.choice((10, 12))) if vnet else data
+        return wire.of_nic(wire.with_vnet(data, dice.choice((10, 12))) if vnet else data, nic)
 
     service.send(Side.PRIMARY, frame(wire.arp()))
     service.commit()
     for round_ in range(rounds):
-        path = wire.Path(dport=40000 + round_)
+        nic = round_ % service.nics
+        path = wire.Path(dport=40000 + round_ // service.nics)  # every NIC has the same
         for side in both:
             service.send(side, frame(wire.tcp(path, 1000 + 5 * side, 77, SYN | ACK)))
         offset = 1
@@ -210,10 +217,10 @@ def eventful(service: Service, rounds: int, seed: int) -> None:
     service.send(Side.PRIMARY, frame(wire.udp(wire.Path(dport=9), b"held at the end")))
 
 
-@pytest.mark.parametrize("vnet_hdr", [False, True])
-def test_a_recording_gives_the_same_verdicts(tmp_path: Path, vnet_hdr: bool) -> None:
+@pytest.mark.parametrize(("vnet_hdr", "nics"), [(False, 1), (True, 1), (True, 3)])
+def test_a_recording_gives_the_same_verdicts(tmp_path: Path, vnet_hdr: bool, nics: int) -> None:
     path = tmp_path / "seen.pcapng"
-    service = Service(RecordOptions(path), vnet_hdr=vnet_hdr)
+    service = Service(RecordOptions(path), vnet_hdr=vnet_hdr, nics=nics)
     eventful(service, 12, seed=3)
     counters = service.end()
     options, recorded = read(path)
@@ -228,7 +235,9 @@ def test_a_recording_gives_the_same_verdicts(tmp_path: Path, vnet_hdr: bool) -> 
     assert {"released matched", "released committed", "released alone", "withheld"} <= set(want.values())
     assert {word.get("mark") for _, word in recorded} >= {"stop", "commit", "abort", "alone"}
     assert any(word.get("ack") == "lowered" for _, word in recorded)
+    assert {word.get("nic", "0") for _, word in recorded} == {str(nic) for nic in range(nics)}
     assert replay(options, recorded) == want
+    assert replay_recording(path).equal
     service.close()
 
 

@@ -85,6 +85,16 @@ def test_a_vnet_header_is_put_back(tmp_path: Path) -> None:
     assert replay_recording(recording(tmp_path / "r", rows)).equal
 
 
+def test_a_nic_is_given_back(tmp_path: Path) -> None:
+    rows = [
+        ROWS[0],
+        (1, P, SYN_ACK, "seq=2 epoch=1 verdict=released reason=matched nic=3"),
+        (2, S, SYN_ACK, "seq=3 epoch=1 verdict=withheld nic=2"),
+        (3, S, SYN_ACK, "seq=4 epoch=1 verdict=discarded reason=matched nic=3"),
+    ]
+    assert replay_recording(recording(tmp_path / "r", rows)).equal
+
+
 def test_a_file_that_begins_in_the_middle_says_so(tmp_path: Path) -> None:
     rows: list[Row] = [
         (0, OUT, b"", "seq=0 mark=mode mode=protected epoch=4"),
@@ -107,6 +117,8 @@ def test_a_file_that_begins_in_the_middle_says_so(tmp_path: Path) -> None:
         ([(0, OUT, b"x", "seq=1 verdict=released")], "{}", "packet 1: is no packet of a recording"),
         ([(0, P, b"x", "seq=1")], "{}", "packet 1: is no packet of a recording"),
         ([(0, P, b"x", "seq=1 verdict=withheld vnet=zz")], "{}", "packet 1: its vnet=zz"),
+        ([(0, P, b"x", "seq=1 verdict=withheld nic=256")], "{}", "packet 1: its nic=256"),
+        ([(0, P, b"x", "seq=1 verdict=withheld nic=one")], "{}", "packet 1: its nic=one"),
         ([], "[]", "no JSON object"),
         ([], "nonsense", "no JSON object"),
         ([], '{"max_flows":-1}', "options that can't be used"),

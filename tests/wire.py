@@ -18,13 +18,29 @@ CLIENT_MAC = bytes.fromhex("5254000000c1")
 
 
 class VnetFrame(bytes):
-    """A frame behind a virtio-net header of `vnet_len` bytes. Plain bytes are frames without one."""
+    """A frame behind a virtio-net header of `vnet_len` bytes, of one of the VM's NICs. Plain bytes are frames without
+    a header, of NIC 0."""
 
     vnet_len: int = 0
+    nic: int = 0
 
 
 def vnet_len(frame: bytes) -> int:
     return frame.vnet_len if isinstance(frame, VnetFrame) else 0
+
+
+def nic_of(frame: bytes) -> int:
+    return frame.nic if isinstance(frame, VnetFrame) else 0
+
+
+def of_nic(frame: bytes, nic: int, length: int | None = None) -> bytes:
+    """The same frame by another NIC; `length`: of its virtio-net header, if it is not known by `frame`."""
+    length = vnet_len(frame) if length is None else length
+    if not (nic or length):
+        return bytes(frame)
+    out = VnetFrame(frame)
+    out.vnet_len, out.nic = length, nic
+    return out
 
 
 NEEDS_CSUM = 1

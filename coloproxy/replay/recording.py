@@ -218,8 +218,11 @@ class _Replay:
                 vnet = bytes.fromhex(words.get("vnet", ""))
             except ValueError as error:
                 raise CaptureError(self._path, frame.number, f"its vnet={words['vnet']} is no hex") from error
+            nic = self._integer(frame, words, "nic", 0)
+            if not 0 <= nic <= 255:
+                raise CaptureError(self._path, frame.number, f"its nic={nic} is none of 0 to 255")
             self._fed[self._count] = (step, seq)
-            if self._comparator.feed(side, [Frame(vnet + frame.data, len(vnet))], frame.time):
+            if self._comparator.feed(side, [Frame(vnet + frame.data, len(vnet), nic)], frame.time):
                 self._count += 1
             else:
                 del self._fed[self._count]

@@ -10,13 +10,14 @@
 #include "frames.h"
 #include "parse.h"
 
-enum { MAX_FRAMES = 3000, FLOWS = 6 };
+enum { MAX_FRAMES = 3000, PATHS = 6, NICS = 2, FLOWS = PATHS * NICS }; /* both NICs have the same addresses and ports */
 
 struct fed {
     uint8_t *data;
     uint32_t flow;
     uint32_t order; /* of its flow and side */
     uint8_t side;
+    uint8_t nic;
     uint8_t done;
 };
 
@@ -55,6 +56,7 @@ static void carry_out(struct world *w)
             }
             CHECK(!fed->done);
             CHECK_EQ(actions[i].side, fed->side);
+            CHECK_EQ(actions[i].nic, fed->nic);
             CHECK_EQ(actions[i].kind, fed->side == COLO_PRIMARY ? COLO_RELEASE : COLO_DISCARD);
             if (fed->side == COLO_PRIMARY && actions[i].reason != COLO_REASON_PASSED) {
                 CHECK(fed->order > w->last_released[fed->flow]);
@@ -76,15 +78,17 @@ static void feed_random(struct world *w)
                                     COLO_TCP_SYN | COLO_TCP_ACK, COLO_TCP_FIN | COLO_TCP_ACK, COLO_TCP_RST,
                                     COLO_TCP_RST | COLO_TCP_ACK, COLO_TCP_SYN | COLO_TCP_FIN | COLO_TCP_RST, 0};
     uint8_t buf[512];
-    uint32_t flow = roll(w, FLOWS);
+    uint32_t path = roll(w, PATHS);
+    uint8_t nic = (uint8_t)roll(w, NICS);
     uint8_t side = (uint8_t)roll(w, 2);
-    struct frame_spec f = {.family = flow % 2 ? 4 : 6, .sport = (uint16_t)flow, .dport = 9, .udp = flow >= 4,
+    struct frame_spec f = {.family = path % 2 ? 4 : 6, .sport = (uint16_t)path, .dport = 9, .udp = path >= 4,
                            .seq = (roll(w, 8) ? 0xffffffe0u : 0x7fffffe0u) + roll(w, 64), .ack = roll(w, 64) - 32,
                            .flags = flags[roll(w, sizeof flags)], .payload = text + roll(w, 4),
                            .payload_len = roll(w, 3) ? roll(w, 40) : 0, .vnet_len = roll(w, 2) * 12};
     uint32_t len = frame_build(buf, &f);
     struct fed *fed = &w->fed[w->count];
-    struct colo_frame frame = {.len = len, .vnet_len = f.vnet_len, .cookie = w->count};
+    struct colo_frame frame = {.len = len, .vnet_len = f.vnet_len, .cookie = w->count, .nic = nic};
+    uint32_t flow = path + PATHS * nic;
     long taken;
 
     fed->data = malloc(len);
@@ -100,6 +104,7 @@ static void feed_random(struct world *w)
     }
     fed->flow = flow;
     fed->side = side;
+    fed->nic = nic;
     fed->order = ++w->next_order[side][flow];
     w->count++;
 }
@@ -111,7 +116,7 @@ static void give_rules(struct world *w, struct colo_config *config)
     static struct colo_rule rules[2];
 
     for (int i = 0; i < 2; i++)
-        rules[i] = (struct colo_rule){{.has = COLO_MATCH_VM_PORT, .vm_port = {(uint16_t)roll(w, FLOWS), FLOWS}},
+        rules[i] = (struct colo_rule){{.has = COLO_MATCH_VM_PORT, .vm_port = {(uint16_t)roll(w, PATHS), PATHS}},
                                       (uint8_t)roll(w, COLO_POLICY_COUNT)};
     config->rules = rules;
     config->rules_count = roll(w, 3);
@@ -202,6 +207,73 @@ static void test_random_schedules(void)
         run_world(seed);
 }
 
+/* One TCP flow or one bag of datagrams on each NIC, with the same addresses and ports: neither proves the other's. */
+static void test_nics_are_apart(void)
+{
+    struct row {
+        const char *name;
+        int side;
+        uint8_t nic;
+        uint32_t seq, ack;
+        const char *payload;
+        const char *then; /* the actions: side, NIC; an ACK of the comparator's own is 'a', NIC */
+    };
+    static const struct row tcp[] = {
+        {"NIC 0 says", 0, 0, 1000, 7, "abc", ""},
+        {"another NIC's says the same", 1, 1, 1000, 7, "abc", ""},
+        {"NIC 1 says it as well", 0, 1, 1000, 7, "abc", "s1p1"},
+        {"and the copy of the first", 1, 0, 1000, 7, "abc", "s0p0"},
+        {"its ACK is ahead", 0, 1, 1003, 9, "def", ""},
+        {"so it leaves lowered", 1, 1, 1003, 7, "def", "s1p1"},
+        {"NIC 0 has nothing to do with it", 1, 0, 1003, 9, "", "s0"},
+        {"the debt is paid on NIC 1", 1, 1, 1006, 9, "", "s1a1"},
+    };
+    static const struct row udp[] = {
+        {"NIC 0 says", 0, 0, 0, 0, "abc", ""},
+        {"another NIC's says the same", 1, 2, 0, 0, "abc", ""},
+        {"the copy", 1, 0, 0, 0, "abc", "s0p0"},
+        {"NIC 2 says it as well", 0, 2, 0, 0, "abc", "s2p2"},
+    };
+    static const struct {
+        const struct row *rows;
+        size_t count;
+        int udp;
+    } tables[] = {{tcp, sizeof tcp / sizeof tcp[0], 0}, {udp, sizeof udp / sizeof udp[0], 1}};
+
+    for (size_t t = 0; t < 4; t++) {
+        static uint8_t buf[8][256];
+        struct colo_config config;
+        colo_comparator *c;
+
+        colo_config_default(&config);
+        c = colo_comparator_create(&config);
+        REQUIRE(c);
+        colo_comparator_commit(c, 0, 0);
+        for (size_t i = 0; i < tables[t / 2].count; i++) {
+            const struct row *row = &tables[t / 2].rows[i];
+            struct frame_spec f = {.family = t % 2 ? 6 : 4, .sport = 80, .dport = 9, .udp = tables[t / 2].udp,
+                                   .seq = row->seq, .ack = row->ack, .flags = COLO_TCP_ACK,
+                                   .payload = (const uint8_t *)row->payload,
+                                   .payload_len = (uint32_t)strlen(row->payload)};
+            struct colo_frame frame = {.data = buf[i], .len = frame_build(buf[i], &f), .cookie = i, .nic = row->nic};
+            struct colo_action actions[8];
+            char then[32] = "", *at = then;
+            size_t n;
+
+            CHECK_NOTE("%s, IPv%d: %s", f.udp ? "UDP" : "TCP", f.family, row->name);
+            CHECK_EQ(colo_comparator_feed(c, row->side, &frame, 1, 1), 1);
+            while ((n = colo_comparator_actions(c, actions, 8)) > 0)
+                for (size_t k = 0; k < n; k++) {
+                    *at++ = actions[k].kind == COLO_EMIT ? 'a' : "ps"[actions[k].side];
+                    *at++ = (char)('0' + actions[k].nic);
+                }
+            if (!CHECK(strcmp(then, row->then) == 0))
+                fprintf(stderr, "  got %s, not %s\n", then, row->then);
+        }
+        colo_comparator_destroy(c);
+    }
+}
+
 static void test_misuse_is_refused(void)
 {
     struct colo_config config;
@@ -221,4 +293,5 @@ static void test_misuse_is_refused(void)
     colo_comparator_destroy(NULL);
 }
 
-CHECK_MAIN(TEST(test_random_schedules), TEST(test_misuse_is_refused))
+CHECK_MAIN(TEST(test_random_schedules), TEST(test_nics_are_apart),
+           TEST(test_misuse_is_refused))

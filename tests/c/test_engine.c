@@ -112,7 +112,7 @@ static void test_peer_breaks_framing(void)
 {
     static const struct {
         const char *name;
-        bool vnet_hdr;
+        uint8_t nics; /* 0: no vnet_hdr */
         const char *bytes;
         size_t len;
         int fault;
@@ -123,6 +123,9 @@ static void test_peer_breaks_framing(void)
         {"one too large", false, "\0\1\x10\1", 4, COLO_FAULT_OVERSIZE, 69633, 64},
         {"empty", false, "\0\0\0\0", 4, COLO_FAULT_EMPTY, 0, 64},
         {"no vnet word", true, "\0\0\0\x3c\x52\x54\0\x12", 8, COLO_FAULT_VNET, 0x52540012, 84},
+        {"a NIC's number to one of one", 1, "\0\0\0\x3c\1\0\0\0", 8, COLO_FAULT_VNET, 1 << 24, 84},
+        {"no such NIC", 3, "\0\0\0\x3c\3\0\0\0", 8, COLO_FAULT_NIC, 3, 84},
+        {"no vnet word, to one of several", 3, "\0\0\0\x3c\x52\x54\0\x12", 8, COLO_FAULT_NIC, 0x52, 84},
     };
 
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -133,7 +136,8 @@ static void test_peer_breaks_framing(void)
 
             CHECK_NOTE("%s on port %d", rows[i].name, port);
             rig_init(&r);
-            r.config.vnet_hdr = rows[i].vnet_hdr;
+            r.config.vnet_hdr = rows[i].nics > 0;
+            r.config.nics = rows[i].nics ? rows[i].nics : 1;
             rig_start(&r);
             rig_send(&r, port, 1, 60);
             CHECK_EQ(send(r.far[port], rows[i].bytes, rows[i].len, MSG_NOSIGNAL), rows[i].len);
@@ -488,6 +492,10 @@ static void test_config_is_checked(void)
     c = good, c.max_slabs = 7;
     CHECK(colo_engine_create(&c) == NULL);
     c = good, c.max_frame = 0;
+    CHECK(colo_engine_create(&c) == NULL);
+    c = good, c.nics = 0;
+    CHECK(colo_engine_create(&c) == NULL);
+    c = good, c.nics = 2; /* no word to have the number in */
     CHECK(colo_engine_create(&c) == NULL);
     c = good, c.max_out_bytes = 0;
     CHECK(colo_engine_create(&c) == NULL);

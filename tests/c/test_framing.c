@@ -9,12 +9,12 @@ enum { MAX_FRAME = 69632, CAP = 16 };
 /* A stream, and what must come out of it. Lengths and virtio-net header lengths of the frames; then how it ends. */
 struct row {
     const char *name;
-    bool vnet_hdr;
+    uint8_t nics; /* 0: there is no second word */
     const uint8_t *bytes;
     size_t len;
     size_t frames;
     struct {
-        uint32_t len, vnet_len;
+        uint32_t len, vnet; /* the second word */
         uint8_t first; /* byte of the frame */
     } frame[CAP];
     int fault;
@@ -24,6 +24,7 @@ struct row {
 };
 
 #define BYTES(...) (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__})
+#define NIC(n) ((uint32_t)(n) << 24)
 #define HTTP 'G', 'E', 'T', ' ', '/'
 
 static const struct row rows[] = {
@@ -51,6 +52,21 @@ static const struct row rows[] = {
     /* The two mistakes of a set-up in which only one end has vnet_hdr_support=on. */
     {"no vnet word where one is due", true, BYTES(0, 0, 0, 60, 0x52, 0x54, 0, 0x12, 0x34), 0, {{0}}, COLO_FAULT_VNET,
      0x52540012, 4, 0},
+    /* One NIC: QEMU's framing, in which the top byte is part of the length. */
+    {"a NIC's number where there is one NIC", true, BYTES(0, 0, 0, 1, 1, 0, 0, 0, 7), 0, {{0}}, COLO_FAULT_VNET, 1 << 24,
+     4, 0},
+    {"three NICs", 3,
+     BYTES(0, 0, 0, 1, 2, 0, 0, 0, 7,                                        /* the last */
+           0, 0, 0, 1, 0, 0, 0, 0, 8,                                        /* as QEMU sends it */
+           0, 0, 0, 11, 1, 0, 0, 10, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9),       /* with a header */
+     3, {{1, NIC(2), 7}, {1, 0, 8}, {11, NIC(1) + 10, 2}}, 0, 0, 0, 0},
+    {"a fourth of three", 3, BYTES(0, 0, 0, 1, 2, 0, 0, 0, 7, 0, 0, 0, 1, 3, 0, 0, 0, 7), 1, {{1, NIC(2), 7}},
+     COLO_FAULT_NIC, 3, 13, 0},
+    {"the last of 255", 255, BYTES(0, 0, 0, 1, 254, 0, 0, 0, 7), 1, {{1, NIC(254), 7}}, 0, 0, 0, 0},
+    {"no such NIC before a wrong length", 255, BYTES(0, 0, 0, 1, 255, 0, 0, 11, 7), 0, {{0}}, COLO_FAULT_NIC, 255, 4, 0},
+    {"a wrong length of a NIC there is", 2, BYTES(0, 0, 0, 13, 1, 0, 0, 11, 7), 0, {{0}}, COLO_FAULT_VNET, 11, 4, 0},
+    {"bytes between NIC and length", 2, BYTES(0, 0, 0, 13, 1, 1, 0, 10, 7), 0, {{0}}, COLO_FAULT_VNET, 0x01000a, 4, 0},
+    {"vnet longer than a NIC's frame", 2, BYTES(0, 0, 0, 9, 1, 0, 0, 10, 0), 0, {{0}}, COLO_FAULT_VNET, 10, 4, 0},
     {"oversize before the second word", true, BYTES(HTTP), 0, {{0}}, COLO_FAULT_OVERSIZE, 0x47455420, 0, 0},
 };
 
@@ -85,13 +101,13 @@ static void verify(const struct row *row, const struct run *r)
     CHECK_EQ(r->f.position, r->start);
     for (size_t i = 0; i < r->count && i < row->frames; i++) {
         const struct colo_frame *f = &r->frames[i];
-        uint32_t head = colo_framing_head(row->vnet_hdr);
+        uint32_t head = colo_framing_head(row->nics);
 
         CHECK_EQ(f->len, row->frame[i].len);
-        CHECK_EQ(f->vnet_len, row->frame[i].vnet_len);
+        CHECK_EQ(colo_framing_vnet_word(f->nic, (uint8_t)f->vnet_len), row->frame[i].vnet);
         CHECK_EQ(f->data[0], row->frame[i].first);
         CHECK_EQ(f->cookie - 1000 + head, f->data - r->buffer);
-        CHECK_EQ(colo_framing_length_at(row->vnet_hdr, f->data - head), head + f->len);
+        CHECK_EQ(colo_framing_length_at(row->nics, f->data - head), head + f->len);
     }
 }
 
@@ -108,7 +124,10 @@ static uint8_t *exact(const uint8_t *bytes, size_t len)
 static void begin(struct run *r, const struct row *row, const uint8_t *buffer)
 {
     *r = (struct run){.buffer = buffer};
-    colo_framing_start(&r->f, row->vnet_hdr, MAX_FRAME);
+    colo_framing_start(&r->f, row->nics, MAX_FRAME);
+    CHECK_EQ(r->f.nics, 1);
+    if (row->nics > 1)
+        r->f.nics = row->nics;
 }
 
 static void test_whole(void)
@@ -239,6 +258,8 @@ static void test_write_head(void)
 
     CHECK_EQ(colo_framing_write_head(false, out, 0x010203, 0), 4);
     CHECK_MEM(out, "\0\1\2\3", 4);
+    CHECK_EQ(colo_framing_write_head(true, out, 60, colo_framing_vnet_word(200, 10)), 8);
+    CHECK_MEM(out, "\0\0\0\x3c\xc8\0\0\x0a", 8);
     CHECK_EQ(colo_framing_write_head(true, out, 60, 12), 8);
     CHECK_MEM(out, "\0\0\0\074\0\0\0\014", 8);
 }

@@ -45,6 +45,8 @@ static uint64_t frame(struct bench *b, uint32_t len, uint32_t vnet_len)
     return colo_slab_cookie(s, 0);
 }
 
+enum { NIC_7 = 7 << 24 };
+
 static void test_lowered_ack_is_written(void)
 {
     for (int vnet = 0; vnet < 2; vnet++) {
@@ -54,11 +56,13 @@ static void test_lowered_ack_is_written(void)
 
         CHECK_NOTE("vnet %d", vnet);
         set_up(&b, vnet);
-        struct colo_action a = {.kind = COLO_RELEASE, .cookie = frame(&b, len, vnet ? 12 : 0), .ack_at = 42,
+        struct colo_action a = {.kind = COLO_RELEASE, .cookie = frame(&b, len, vnet ? NIC_7 + 12 : 0), .ack_at = 42,
                                 .csum_at = 58, .ack = 0x01020304, .csum = 0xfffe};
         CHECK_EQ(colo_outlet_release(&b.out, &a), 0);
         CHECK_EQ(colo_outlet_flush(&b.out), 0);
         CHECK_EQ(read(b.far, got, sizeof got), head + len);
+        if (vnet)
+            CHECK_MEM(got, "\0\0\0\x48\7\0\0\x0c", 8); /* the words that it came with */
         CHECK_MEM(got + head + 42, "\1\2\3\4", 4);
         CHECK_MEM(got + head + 58, "\xff\xfe", 2);
         for (uint32_t i = 0; i < len; i++)
@@ -76,7 +80,8 @@ static void test_emitted_frames_are_copied(void)
     set_up(&b, true);
     for (int i = 0; i < 500; i++) { /* more than one slab of them */
         memset(mine, i, sizeof mine);
-        struct colo_action a = {.kind = COLO_EMIT, .data = mine, .len = sizeof mine, .vnet_len = 12};
+        struct colo_action a = {
+            .kind = COLO_EMIT, .data = mine, .len = sizeof mine, .vnet_len = 12, .nic = (uint8_t)(i % 3)};
         CHECK_EQ(colo_outlet_emit(&b.out, &a), 0);
         memset(mine, 0xee, sizeof mine); /* the comparator's buffer is its own again */
     }
@@ -89,7 +94,9 @@ static void test_emitted_frames_are_copied(void)
         have += (size_t)n;
     }
     for (int i = 0; i < 500; i++) {
-        CHECK_MEM(got + 74 * i, "\0\0\0\x42\0\0\0\x0c", 8);
+        CHECK_MEM(got + 74 * i, "\0\0\0\x42", 4);
+        CHECK_EQ(got[74 * i + 4], i % 3);
+        CHECK_MEM(got + 74 * i + 5, "\0\0\x0c", 3);
         CHECK_EQ(got[74 * i + 8], i & 255);
         CHECK_EQ(got[74 * i + 73], i & 255);
     }

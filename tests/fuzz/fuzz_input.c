@@ -126,6 +126,7 @@ static void finish(struct world *w)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct world w;
+    struct colo_engine_config config = {.nics = 1, .max_frame = MAX_FRAME};
     int pair[2];
     size_t acts, i;
 
@@ -140,7 +141,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ref_decode(&w.ref, w.stream, w.size, data[0] & 1, MAX_FRAME);
     MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0, "socketpair: %d", errno);
     MUST(colo_slab_pool_init(&w.pool, SLAB, SLABS) == 0, "no memory");
-    colo_input_init(&w.in, &w.pool, COLO_PRIMARY, data[0] & 1, MAX_FRAME);
+    config.vnet_hdr = data[0] & 1;
+    colo_input_init(&w.in, &w.pool, COLO_PRIMARY, &config);
     colo_input_attach(&w.in, pair[0]);
     w.far = pair[1];
     for (i = 0; i < acts; i++) {

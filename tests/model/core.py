@@ -39,7 +39,11 @@ def _key(flow: FlowId | None) -> Key | None:
         return None
     src, dst = _address(flow.family, flow.source), _address(flow.family, flow.destination)
     return Key(Cls(flow.frame_class), flow.family, flow.protocol, flow.ethertype, flow.vlans, src, dst,
-               flow.source_port, flow.destination_port)  # fmt: skip
+               flow.source_port, flow.destination_port, flow.nic)  # fmt: skip
+
+
+def _frame(data: bytes) -> Frame:
+    return Frame(bytes(data), wire.vnet_len(data), wire.nic_of(data))
 
 
 class Core:
@@ -61,7 +65,7 @@ class Core:
         self.names: list[int] = []  # of the frames taken, by their number
 
     def feed(self, side: int, frames: Sequence[tuple[int, bytes]], now: int) -> int:
-        batch = [Frame(bytes(data), wire.vnet_len(data)) for _, data in frames]
+        batch = [_frame(data) for _, data in frames]
         taken = self.comparator.feed(Side(side), batch, now)
         self.names += [name for name, _ in frames[:taken]]
         return taken
@@ -69,7 +73,7 @@ class Core:
     def feed_both(
         self, primary: Sequence[tuple[int, bytes]], secondary: Sequence[tuple[int, bytes]], now: int
     ) -> tuple[int, int]:
-        batches = [[Frame(bytes(data), wire.vnet_len(data)) for _, data in side] for side in (primary, secondary)]
+        batches = [[_frame(data) for _, data in side] for side in (primary, secondary)]
         taken = self.comparator.feed_both(batches[0], batches[1], now)
         self.names += [name for name, _ in (*primary, *secondary)]  # those that were not taken have numbers too
         return taken
@@ -78,7 +82,7 @@ class Core:
         actions: list[Action] = []
         for action in self.comparator.actions():
             if isinstance(action, Emitted):
-                actions.append(Emit(action.data, action.vnet_len))
+                actions.append(Emit(action.data, action.vnet_len, action.nic))
             elif isinstance(action, Released):
                 actions.append(Release(self.names[action.frame], action.data, Reason(action.reason)))
             else:

@@ -150,7 +150,9 @@ class Facts:
         """What was never whole may have been TCP: an implementation does not know what was covered."""
         key = held.packet.key
         self.fragmented |= {
-            k for k in self.flows if k.cls == Cls.TCP and (k.vlans, k.src, k.dst) == (key.vlans, key.src, key.dst)
+            k
+            for k in self.flows
+            if k.cls == Cls.TCP and (k.nic, k.vlans, k.src, k.dst) == (key.nic, key.vlans, key.src, key.dst)
         }
 
     def refused(self, side: int, now: int) -> None:

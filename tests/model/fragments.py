@@ -31,7 +31,7 @@ def name_of(packet: Packet) -> Name:
     """Which datagram a fragment belongs to. In IPv6 only the first one's next header counts (RFC 8200, 4.5)."""
     key = packet.key
     protocol = key.protocol if key.family == 4 else 0
-    return Key(key.cls, key.family, protocol, key.ethertype, key.vlans, key.src, key.dst), packet.ident
+    return Key(key.cls, key.family, protocol, key.ethertype, key.vlans, key.src, key.dst, nic=key.nic), packet.ident
 
 
 def agree(pieces: list[Packet]) -> bool:

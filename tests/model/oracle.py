@@ -219,11 +219,7 @@ class Oracle(EventJudge):
             self.reassembly[SECONDARY].remove(held)
 
     def _judge_emit(self, action: Emit) -> None:
-        frame = action.data
-        if action.vnet_len:
-            frame = wire.VnetFrame(frame)
-            frame.vnet_len = action.vnet_len
-        packet = parse(frame)
+        packet = parse(wire.of_nic(action.data, action.nic, action.vnet_len))
         flow = self.flows.get(packet.key)
         if not isinstance(flow, TcpFlow):
             raise Violation("bytes", "a frame of no known TCP flow was emitted")
@@ -355,10 +351,5 @@ class Oracle(EventJudge):
 
 
 def _like(original: bytes, data: bytes) -> bytes:
-    """`data`, with the virtio-net header that `original` has."""
-    length = wire.vnet_len(original)
-    if not length:
-        return bytes(data)
-    out = wire.VnetFrame(data)
-    out.vnet_len = length
-    return out
+    """`data`, with the virtio-net header and the NIC that `original` has."""
+    return wire.of_nic(data, wire.nic_of(original), wire.vnet_len(original))

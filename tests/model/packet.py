@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import wire
@@ -45,6 +45,7 @@ class Key:
     dst: bytes
     sport: int = 0
     dport: int = 0
+    nic: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,11 @@ def _need(data: bytes, count: int) -> None:
 
 
 def parse(frame: bytes) -> Packet:
+    packet, nic = _parse(frame), wire.nic_of(frame)
+    return replace(packet, key=replace(packet.key, nic=nic)) if nic else packet
+
+
+def _parse(frame: bytes) -> Packet:
     vnet = wire.vnet_len(frame)
     data = bytes(frame[vnet:])
     ethertype, at = 0, 0

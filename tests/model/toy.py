@@ -438,7 +438,7 @@ class Toy:
         ack = self.ack_to_emit(max(owed), limit)
         if ack > inc.told:
             inc.told = ack
-            self.actions.append(Emit(self.build_ack(track.latest, inc, ack)))
+            self.actions.append(Emit(self.build_ack(track.latest, inc, ack), nic=track.latest.packet.key.nic))
         inc.owed = [(ack, time) for ack, time in inc.owed if ack > inc.told]
 
     def ack_to_emit(self, owed: int, limit: int) -> int:

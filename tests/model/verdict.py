@@ -66,6 +66,7 @@ class Discard:
 class Emit:
     data: bytes
     vnet_len: int = 0
+    nic: int = 0
 
 
 Action = Release | Discard | Emit
