@@ -25,7 +25,6 @@ from .checkpoint_actions import (
     Timing,
 )
 from .checkpoint_states import State
-from .engine import Engine
 from .engine_events import Committed, EngineEvent, PeerAttached, PeerLost, Port
 from .errors import LimitError, NativeError
 from .events import CheckpointWanted
@@ -44,14 +43,35 @@ def cause_of(event: CheckpointWanted) -> str:
     return str(event.cause) if event.flow is None else f"{event.cause} in {event.flow}"
 
 
-class Guide(Protocol):
-    """Both guides. All methods are called in the event loop's thread."""
+class Epochs(Protocol):
+    """What a guide guides: an engine, or one with the data path of the TAP attach around it."""
 
-    def begin(self, engine: Engine) -> None:
+    def checkpoint_stop(self) -> None: ...
+
+    def checkpoint_commit(self, resumed_ns: int) -> None: ...
+
+    def checkpoint_abort(self) -> None: ...
+
+    def alone(self) -> None: ...
+
+    def gate_attach(self, sock: socket.socket) -> socket.socket: ...
+
+    def gate_done(self, messages: int) -> None: ...
+
+    def gate_detach(self) -> None: ...
+
+
+class Guide(Protocol):
+    """All guides. All methods are called in the event loop's thread."""
+
+    def begin(self, engine: Epochs) -> None:
         """A new engine, not started yet: the first, or the one after the primary's death."""
 
     def on_engine(self, event: EngineEvent) -> None:
         """After the engine's event was told."""
+
+    def want(self, cause: str) -> None:
+        """Somebody else than the comparator wants a checkpoint."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -74,7 +94,7 @@ class QmpGuide:
         self._on_up = on_up
         self._timing = timing
         self._controller = Controller(timing)
-        self._engine: Engine | None = None
+        self._engine: Epochs | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._committing: deque[list[Report]] = deque()  # reports that wait for their Committed, oldest commit first
         self._ending = False
@@ -82,7 +102,7 @@ class QmpGuide:
 
     # ---------------------------------------------------------------- Guide
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: Epochs) -> None:
         self._engine = engine
         self._committing.clear()
         self._controller = Controller(self._timing)
@@ -94,6 +114,9 @@ class QmpGuide:
         elif isinstance(event, Committed) and self._committing:
             for report in self._committing.popleft():
                 self._tell(_with_released(report, event))
+
+    def want(self, cause: str) -> None:
+        self._perform(self._controller.want(cause, time.monotonic_ns()))
 
     async def run(self) -> None:
         try:
@@ -138,7 +161,7 @@ class QmpGuide:
 
     # -------------------------------------------------------------- actions
 
-    def _current(self) -> Engine:
+    def _current(self) -> Epochs:
         assert self._engine is not None
         return self._engine
 
@@ -213,7 +236,7 @@ class PlainGuide:
         self._tell = tell
         self._ask = ask
         self._repeat_s = repeat_s
-        self._engine: Engine | None = None
+        self._engine: Epochs | None = None
         self._protected = False
         self._causes: list[str] = []
         self._asked_at: int | None = None
@@ -222,7 +245,7 @@ class PlainGuide:
         self._committing: deque[Report] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: Epochs) -> None:
         self._engine = engine
         self._protected = False
         self._committing.clear()
@@ -237,7 +260,7 @@ class PlainGuide:
                 text = "the secondary is not connected: all output that it has not confirmed is held until it is back"
                 self._tell(reports.Trouble(text))
             case CheckpointWanted():
-                self._want(cause_of(event))
+                self.want(cause_of(event))
             case Committed() if self._committing:
                 self._tell(_with_released(self._committing.popleft(), event))
             case _:
@@ -276,7 +299,7 @@ class PlainGuide:
             self._timer.cancel()
             self._timer = None
 
-    def _want(self, cause: str) -> None:
+    def want(self, cause: str) -> None:
         if self._ask is None:
             self._tell(reports.Trouble(f"a checkpoint is wanted, and there is no --qmp to ask for it: {cause}"))
             return

@@ -32,6 +32,7 @@ void colo_wire_close(struct colo_wire *w)
     for (int i = 0; i < w->count; i++)
         close(w->fds[i]);
     w->count = 0;
+    w->broken = 0;
     w->blocked = w->paused = false;
     memset(w->watched, 0, sizeof w->watched);
     colo_fifo_fini(&w->in);
@@ -173,10 +174,10 @@ static ssize_t read_one(struct colo_wire *w, int fd, uint8_t *buffer, size_t siz
     return n;
 }
 
-/* A datagram socket whose peer is not there (yet), or an interface that is down: it may come back by itself. */
+/* An interface that is down: it may come back by itself. */
 static bool passing(int error)
 {
-    return error == ECONNREFUSED || error == ENETDOWN || error == ENOBUFS || error == EINTR || error == EIO;
+    return error == ENETDOWN || error == ENOBUFS || error == EINTR || error == EIO;
 }
 
 static int read_frames(struct colo_wire *w, int fd, colo_wire_sink *sink, void *ctx, int *error)
@@ -257,7 +258,7 @@ static int write_one(struct colo_wire *w, const uint8_t *data, uint32_t len)
         return 0;
     if (would_block(errno))
         return -1;
-    if (errno == EBADFD || errno == ENXIO || errno == EBADF || errno == ENODEV)
+    if (errno == EBADFD || errno == ENXIO || errno == ENODEV || errno == ECONNREFUSED || errno == ENOTCONN)
         return errno;
     w->counters.refused++;
     return 0;
@@ -304,7 +305,9 @@ int colo_wire_send(struct colo_wire *w, uint8_t nic, const uint8_t *data, uint32
         return queue(w, nic, data, len, vnet_len);
     wrote = write_one(w, data, len);
     w->blocked = wrote < 0;
-    return wrote < 0 ? queue(w, nic, data, len, vnet_len) : 0; /* a peer that is gone is found by reading */
+    if (wrote > 0)
+        w->broken = wrote;
+    return wrote < 0 ? queue(w, nic, data, len, vnet_len) : 0;
 }
 
 static int flush_stream(struct colo_wire *w)
@@ -344,7 +347,7 @@ static int flush_frames(struct colo_wire *w)
 
 int colo_wire_flush(struct colo_wire *w)
 {
-    if (!w->count || !colo_fifo_len(&w->out))
-        return 0;
+    if (!w->count || w->broken || !colo_fifo_len(&w->out))
+        return w->broken;
     return w->kind == COLO_WIRE_STREAM || w->kind == COLO_WIRE_TAGGED ? flush_stream(w) : flush_frames(w);
 }

@@ -27,6 +27,7 @@ struct colo_wire {
     uint8_t vnet_len;           /* FRAMES, PACKET: what stands before each frame */
     uint8_t nic;
     bool blocked;               /* the last write found no room */
+    int broken;                 /* an errno of a write that told that the peer is gone; colo_wire_flush hands it on */
     bool paused;                /* not read now, for back-pressure */
     uint32_t max_frame;
     uint32_t watched[COLO_PATH_QUEUES]; /* epoll events asked for; the loop's */
