@@ -280,7 +280,9 @@ class Engine:
         out: list[EngineEvent] = []
         native = ffi.new("struct colo_engine_event[]", _BATCH)
         while count := lib.colo_engine_events(self._handle, native, _BATCH):
-            out.extend(engine_event_from_native(native[i], self._max_frame, self._vnet_hdr, self._nics) for i in range(count))
+            out.extend(
+                engine_event_from_native(native[i], self._max_frame, self._vnet_hdr, self._nics) for i in range(count)
+            )
         return out
 
     def counters(self) -> EngineCounters:

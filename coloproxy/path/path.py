@@ -299,7 +299,7 @@ class Path:
         """``struct colo_path_counters`` by its names; NICs' in lists."""
         n = ffi.new("struct colo_path_counters *")
         lib.colo_path_counters_of(self._handle, n)
-        plain = _plain(n[0])
+        plain: dict[str, Any] = _plain(n[0])
         plain["client"] = plain["client"][: self.nics]
         plain["vm"] = plain["vm"][: self.nics]
         return plain

@@ -48,7 +48,9 @@ def frame_of(place: Neighbour) -> bytes:
             body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + place.mac + place.address.packed
             frame = _ethernet(_BROADCAST, place, 0x0806, body + bytes(6) + place.address.packed)
         case IPv6Address():
-            frame = _ethernet(b"\x33\x33" + _ALL_NODES.packed[-4:], place, 0x86DD, _advertisement(place.mac, place.address))
+            frame = _ethernet(
+                b"\x33\x33" + _ALL_NODES.packed[-4:], place, 0x86DD, _advertisement(place.mac, place.address)
+            )
         case None:
             body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 3) + (place.mac + bytes(4)) * 2
             frame = _ethernet(_BROADCAST, place, 0x8035, body)

@@ -40,6 +40,7 @@ _SOL_PACKET: Final = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 1, 8, 15, 23
 _PACKET_MR_PROMISC: Final = 1
 _ETH_P_ALL: Final = 3
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _PACKET_BUFFER: Final = 8 << 20  # bytes of the socket's queue: a burst while the thread is busy
 
 
@@ -94,7 +95,9 @@ def _tap_reason(error: OSError, queues: int) -> str:
     if error.errno == errno.EBUSY:
         return "another program has it open"
     if error.errno == errno.EINVAL:
-        return f"an interface of that name is there, and is no TAP with {'several queues' if queues > 1 else 'one queue'}"
+        return (
+            f"an interface of that name is there, and is no TAP with {'several queues' if queues > 1 else 'one queue'}"
+        )
     if error.errno in (errno.EPERM, errno.EACCES):
         return "no right to make or open it (needs CAP_NET_ADMIN)"
     if error.errno in (errno.ENOENT, errno.ENODEV):
@@ -143,8 +146,7 @@ def open_packet(interface: str, netns: str | None, *, vnet_hdr: bool) -> int:
             sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             if vnet_hdr:
                 sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, _PACKET_BUFFER)
+            enlarge(sock, _PACKET_BUFFER)
             promiscuous = struct.pack("iHH8s", index, _PACKET_MR_PROMISC, 0, b"")
             sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, promiscuous)
             sock.bind((interface, _ETH_P_ALL))
@@ -152,6 +154,15 @@ def open_packet(interface: str, netns: str | None, *, vnet_hdr: bool) -> int:
             sock.close()
             raise
         return sock.detach()
+
+
+def enlarge(sock: socket.socket, size: int) -> None:
+    """Kernel buffers of a socket: beyond the system's limit where we may, else up to it."""
+    for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 # ------------------------------------------------------------------ namespaces
@@ -208,4 +219,13 @@ def _telling(what: str) -> Iterator[None]:
         raise DeviceError(f"{what}: {error.strerror or error}") from error
 
 
-__all__ = ["VNET_LEN", "TapDevice", "move_to_namespace", "open_packet", "open_tap", "set_carrier", "set_up_tap"]
+__all__ = [
+    "VNET_LEN",
+    "TapDevice",
+    "enlarge",
+    "move_to_namespace",
+    "open_packet",
+    "open_tap",
+    "set_carrier",
+    "set_up_tap",
+]

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary's VM: its frames go to the comparator, what clients send goes to the secondary too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from coloproxy.command_guide import CommandGuide
+from coloproxy.engine import Engine
+from coloproxy.engine_events import EngineEvent, EngineFailed, Port
+from coloproxy.errors import ColoproxyError, MisuseError, QmpError
+from coloproxy.guide import Guide, PlainGuide, QmpGuide
+from coloproxy.journal import Journal
+from coloproxy.pair.model import Pair, Vm
+from coloproxy.path.path import EventKind, PathEvent, Place, Role
+from coloproxy.recording import next_number
+from coloproxy.reports import CheckpointCommitted, Report
+from coloproxy.rules import NO_RULES, load_rules
+from coloproxy.voice import Voice
+
+from . import devices, told
+from .messages import Message
+from .vm import RunningVm
+
+MARK_WAIT_S: Final = 2.0
+SETTLE_S: Final = 1.0  # from a commit until the secondary's mark must have come
+SYNC_RETRY_S: Final = 0.2
+_SOCKETS: Final = ((Port.PRIMARY_IN, Place.PRIMARY_IN), (Port.SECONDARY_IN, Place.SECONDARY_IN), (Port.OUTDEV, Place.OUTDEV))
+_BUFFER: Final = 1 << 20
+
+
+class _Epochs:
+    """The engine with the path around it: what a checkpoint means for both, in the right order."""
+
+    def __init__(self, owner: PrimaryVm, engine: Engine) -> None:
+        self._owner = owner
+        self._engine = engine
+        self.stops = 0
+        self.standing = False
+
+    def checkpoint_stop(self) -> None:
+        self.stops += 1
+        self.standing = True
+        self._owner.path.drain()
+        self._engine.checkpoint_stop()
+
+    def checkpoint_commit(self, resumed_ns: int) -> None:
+        self.standing = False
+        self._engine.checkpoint_commit(resumed_ns)
+        # Only now: the secondary's frames of the new epoch must find the engine in it.
+        self._owner.path.commit()
+        self._owner.committed()
+
+    def checkpoint_abort(self) -> None:
+        self.standing = False
+        self._engine.checkpoint_abort()
+
+    def alone(self) -> None:
+        self.standing = False
+        self._engine.alone()
+
+    def gate_attach(self, sock: socket.socket) -> socket.socket:
+        return self._engine.gate_attach(sock)
+
+    def gate_done(self, messages: int) -> None:
+        self._engine.gate_done(messages)
+
+    def gate_detach(self) -> None:
+        self._engine.gate_detach()
+
+
+class PrimaryVm(RunningVm):
+    """Also: the comparator's engine, and the guide that ends its epochs."""
+
+    def __init__(self, pair: Pair, vm: Vm, journal: Journal, fail: Callable[[str], None]) -> None:
+        super().__init__(pair, vm, Role.PRIMARY, journal, fail)
+        self._rules = NO_RULES if pair.compare.rules is None else load_rules(pair.compare.rules)
+        self._voice = Voice(journal, self._rules, vm.name)
+        self._engine = self._make_engine(again=False)
+        self._epochs = _Epochs(self, self._engine)
+        self._guide, self._qmp, self._command = self._make_guide()
+        self._token_stops = 0
+        self._marked = asyncio.Event()
+        self._synced = False
+        self._commits = 0
+        self._alone = ""
+        self._stood_down = False
+        self._losing: asyncio.TimerHandle | None = None
+        self._primary_lost = False
+        self.checkpoints = 0
+        self.last_checkpoint: dict[str, Any] | None = None
+
+    def _make_engine(self, *, again: bool) -> Engine:
+        compare = self.pair.compare
+        engine = Engine(vnet_hdr=True, nics=len(self.vm.nics), rules=self._rules, **compare.options())
+        record, ring = compare.recording(self.vm.name), compare.ring(self.vm.name)
+        if record is not None or ring is not None:
+            engine.record(record, 0 if record is None else next_number(record, opened=again), ring=ring)
+        return engine
+
+    def _make_guide(self) -> tuple[Guide, QmpGuide | None, CommandGuide | None]:
+        checkpoint = self.pair.checkpoint
+        if checkpoint.back_end == "qmp" and self.vm.qmp is not None:
+            qmp = QmpGuide(self.vm.qmp.to_connect(), checkpoint.timing(), self._hear, lambda: None)
+            return qmp, qmp, None
+        if checkpoint.back_end == "command" and checkpoint.command is not None:
+            command = CommandGuide(
+                checkpoint.command,
+                self._hear,
+                vm=self.vm.name,
+                timeout_s=checkpoint.timeout / 1e9,
+                min_interval_s=checkpoint.min_interval / 1e9,
+                before_commit=self._before_commit,
+            )
+            return command, None, command
+        plain = PlainGuide(self._hear, None, 1.0)
+        return plain, None, None
+
+    # ------------------------------------------------------------------ life
+
+    def begin(self) -> None:
+        for wires in self.nics:
+            wires.set_open(is_open=True)
+        self._start_engine()
+
+    def _start_engine(self) -> None:
+        engine = self._engine
+        asyncio.get_running_loop().add_reader(engine.event_fd, self._drain_engine)
+        self._guide.begin(self._epochs)
+        engine.start()
+        for port, place in _SOCKETS:
+            ours, theirs = socket.socketpair()
+            devices.enlarge(ours, _BUFFER)
+            devices.enlarge(theirs, _BUFFER)
+            engine.attach(port, theirs)
+            self.path.attach_comparator(place, ours)
+
+    def _end_engine(self) -> None:
+        for _, place in _SOCKETS:
+            self.path.detach(place)
+        asyncio.get_running_loop().remove_reader(self._engine.event_fd)
+        self._engine.stop(0)
+        for event in self._engine.events():
+            self._voice.tell(event)
+
+    def _replace_engine(self) -> None:
+        """The primary's VMM has died: what it said and what was held of it must never reach a client (R1)."""
+        self._primary_lost = False
+        held = self._engine.counters().comparator.held_frames[0]
+        self.trouble(f"the primary VM is gone: {held} held frames of it are void; waiting for the next one")
+        self._end_engine()
+        self._engine.close()
+        self._engine = self._make_engine(again=True)
+        self._epochs = _Epochs(self, self._engine)
+        self._start_engine()
+
+    async def serve(self) -> None:
+        await self._guide.run()
+
+    async def close(self) -> None:
+        with contextlib.suppress(ColoproxyError):
+            await asyncio.to_thread(self._engine.stop, 0.5)
+        if self._losing is not None:
+            self._losing.cancel()
+        await super().close()
+        with contextlib.suppress(ValueError, ColoproxyError):
+            asyncio.get_running_loop().remove_reader(self._engine.event_fd)
+        self._engine.close()
+
+    # ---------------------------------------------------------------- engine
+
+    def _drain_engine(self) -> None:
+        engine = self._engine
+        for event in engine.events():
+            self._on_engine(event)
+            if engine is not self._engine:
+                return
+
+    def _on_engine(self, event: EngineEvent) -> None:
+        self._voice.tell(event)
+        if isinstance(event, EngineFailed):
+            self.fail(f"{self.vm.name}: {event.reason}")
+        self._guide.on_engine(event)
+
+    def _hear(self, report: Report) -> None:
+        """The guide's reports; some of them are kept for the status."""
+        if isinstance(report, CheckpointCommitted):
+            self.checkpoints += 1
+            self.last_checkpoint = {
+                "causes": list(report.causes),
+                "stop_to_resume_ms": _ms(report.stop_to_resume_ns),
+                "total_ms": _ms(report.total_ns),
+                "released_frames": report.released_frames,
+                "at_s": round((time.monotonic_ns() - self.began) / 1e9, 3),
+            }
+        self.tell(report)
+
+    # ------------------------------------------------------------------ link
+
+    def on_link_up(self, *, resumed: bool) -> None:
+        if self._losing is not None:
+            self._losing.cancel()
+            self._losing = None
+        if not resumed:
+            self._sync()
+
+    def on_link_lost(self) -> None:
+        link = self.pair.link
+        if link.on_loss == "alone" and not self._alone and self._losing is None:
+            loop = asyncio.get_running_loop()
+            self._losing = loop.call_later(link.alone_after / 1e9, self._lost_for_long)
+
+    def _lost_for_long(self) -> None:
+        self._losing = None
+        if not self.link_up:
+            self.spawn(self.go_alone(f"the link has been lost for {self.pair.link.alone_after / 1e9:g} s", tell_vmm=True))
+
+    def _sync(self) -> None:
+        """Both sides count epochs from the next checkpoint on."""
+        self._synced = False
+        token = secrets.randbits(63) + 1
+        self._token_stops = self._epochs.stops
+        self.path.sync(token)
+        self.say(Message("sync", number=token))
+
+    def on_path(self, event: PathEvent) -> None:
+        if event.kind is EventKind.SYNCED:
+            self.spawn(self._accept())
+        elif event.kind is EventKind.EPOCH:
+            self._marked.set()
+        elif event.kind is EventKind.LOST and event.place is Place.VM:
+            self._primary_lost = True
+            if self._guide.primary_is_gone():
+                self._replace_engine()
+
+    async def _accept(self) -> None:
+        """The answer has come; but a checkpoint may have begun between question and answer."""
+        stops = self._token_stops
+        if self._qmp is not None and self._qmp.link.connected:
+            with contextlib.suppress(QmpError):
+                await self._qmp.link.execute("query-status")  # what QEMU said before has been heard then
+        if stops != self._epochs.stops or self._epochs.standing or stops != self._token_stops:
+            await asyncio.sleep(SYNC_RETRY_S)
+            if self.link_up and not self._synced:
+                self._sync()
+            return
+        try:
+            self.path.accept()
+        except MisuseError:  # another one came between
+            return
+        self._synced = True
+        self.tell(told.Synced())
+        if self._alone:
+            return
+        if isinstance(self._guide, PlainGuide):
+            if not self._guide.protected():
+                self._guide.begin_protection()
+        else:
+            self._guide.want("a new session of the link")
+
+    def committed(self) -> None:
+        """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""
+        self._commits += 1
+        commits = self._commits
+        asyncio.get_running_loop().call_later(SETTLE_S, self._settle, commits)
+
+    def _settle(self, commits: int) -> None:
+        if commits != self._commits or not self._synced or not self.link_up:
+            return
+        counters = self.path.counters()
+        if counters["marks"] != counters["commits"]:
+            self.trouble("the secondary's marks don't fit our checkpoints: counting anew")
+            self._sync()
+
+    async def _before_commit(self) -> None:
+        """Back end `command`: both VMs stand still. The secondary's path is to know before they go on."""
+        self._marked.clear()
+        if self.link_up and self.say(Message("epoch", number=self._commits + 1)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MARK_WAIT_S):
+                    await self._marked.wait()
+
+    def on_left_out(self, place: str) -> None:
+        self._guide.want(f"{place} was full")
+
+    def on_message(self, message: Message) -> None:
+        match message.kind:
+            case "lost-track":
+                self.tell(told.PeerSays(message.text))
+                self._sync()
+            case "left-out":
+                self._guide.want(f"on the secondary: {message.text} was full")
+            case "took-over":
+                self._stand_down()
+            case _:
+                self.trouble(f"link: a primary is not told {message.kind}")
+
+    def _stand_down(self) -> None:
+        self._stood_down = True
+        for wires in self.nics:
+            wires.set_open(is_open=False)
+        self.tell(told.StoodDown())
+
+    # --------------------------------------------------------------- control
+
+    def checkpoint(self, reason: str) -> None:
+        """Raises MisuseError: there is nobody to be made equal."""
+        if self._alone or not self._guide.protected():
+            raise MisuseError(f"{self.vm.name} is not protected: there is no secondary to be made equal")
+        self._guide.want(reason)
+
+    async def go_alone(self, reason: str, *, tell_vmm: bool) -> None:
+        """Releases what is held, and passes from now on. Idempotent."""
+        if self._alone:
+            return
+        self._alone = reason
+        self.say(Message("alone", text=reason))
+        if self._qmp is not None and tell_vmm:
+            await self._qmp_alone(self._qmp)
+        self._epochs.alone()
+        await asyncio.sleep(0.05)  # the message above
+        self.session = None
+        self.path.link_detach(end=True)
+        self._disconnected(reason)
+        self.tell(told.WentAlone(reason))
+
+    async def _qmp_alone(self, qmp: QmpGuide) -> None:
+        """QEMU is to stop asking the secondary; without COLO it has nothing to stop."""
+        if not qmp.protected():
+            return
+        try:
+            await qmp.link.execute("x-colo-lost-heartbeat")
+        except QmpError as error:
+            self.trouble(f"QEMU would not leave COLO: {error}")
+
+    # ---------------------------------------------------------------- status
+
+    @property
+    def state(self) -> str:
+        if self._stood_down:
+            return "stood-down"
+        if self._alone:
+            return "alone"
+        return "protected" if self._guide.protected() and self._synced else "unprotected"
+
+    def status(self) -> dict[str, Any]:
+        engine = self._engine.counters()
+        n = engine.comparator
+        return {
+            **super().status(),
+            "state": self.state,
+            "epoch": n.epoch,
+            "checkpoints": self.checkpoints,
+            "last_checkpoint": self.last_checkpoint,
+            "comparator": {
+                "mode": str(n.mode),
+                "frames_in": list(n.frames_in),
+                "compared_bytes": n.compared_bytes,
+                "released": {str(k): v for k, v in n.released.items()},
+                "discarded": {str(k): v for k, v in n.discarded.items()},
+                "divergences": {str(k): v for k, v in n.divergences.items() if v},
+                "held_frames": list(n.held_frames),
+                "held_bytes": list(n.held_bytes),
+                "flows": n.flows,
+                "checkpoints_wanted": n.checkpoints_wanted,
+            },
+        }
+
+
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else round(ns / 1e6, 3)
+
+
