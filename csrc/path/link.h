@@ -53,7 +53,7 @@ struct colo_link_counters {
     uint64_t queued_bytes;                      /* now: not yet acknowledged */
     uint64_t refused;                           /* pushes that found no room */
     uint64_t resumed;                           /* connections that went on without loss */
-    uint64_t gaps;                              /* connections that could not */
+    uint64_t gaps;                              /* restarts of streams that had begun */
     int64_t rtt;                                /* ns of the last ping, -1: none yet */
     int64_t rtt_min;
 };
@@ -64,7 +64,7 @@ void colo_link_destroy(colo_link *l);
 
 /*
  * The stream that we have received: its next byte, which is what the peer must go on with. In the hello of a new
- * connection, together with the session's name, so that the streams of another session are never mistaken for this one's.
+ * connection, together with the session's name, so that another session's streams are never mistaken for this one's.
  */
 uint64_t colo_link_received(const colo_link *l);
 
@@ -74,17 +74,18 @@ bool colo_link_can_resume(const colo_link *l, uint64_t from);
 int colo_link_connect(colo_link *l, uint64_t from, int64_t now);
 /* It is gone. What is unacknowledged stays; half a received record is forgotten. */
 void colo_link_disconnect(colo_link *l);
-/* New streams from 0 in both directions; what was kept is thrown away. Not while connected: MISUSE. */
+/* New streams from 0 in both directions; what was kept is thrown away, a fault too. Not while connected: MISUSE. */
 int colo_link_restart(colo_link *l);
 
-/* Puts a record into the stream: copied. LIMIT: no room (counted as refused); MISUSE: type, vnet_len or len. */
+/* Puts a record into the stream: copied. LIMIT: no room, or no memory (counted as refused); MISUSE: a wrong record. */
 int colo_link_push(colo_link *l, const struct colo_link_record *record);
 /* Bytes of payload that a push would take now, 0: none. */
 size_t colo_link_room(const colo_link *l);
 
 /*
- * Bytes for the connection, contiguous, at least a record unless it is long; *data is valid until the next call.
- * 0: nothing to say, or not connected. `wrote`: so many of them are on their way.
+ * Bytes for the connection, contiguous, 128 KiB at most; *data is valid until the next call. 0: nothing to say, or not
+ * connected. `wrote`: so many of them are on their way. What was shown once and not written is shown again, with more
+ * behind it perhaps: as a transport wants it after COLO_TRANSPORT_WRITE.
  */
 size_t colo_link_output(colo_link *l, const uint8_t **data, int64_t now);
 void colo_link_wrote(colo_link *l, size_t n);
@@ -94,15 +95,16 @@ size_t colo_link_input(colo_link *l, uint8_t **data);
 void colo_link_got(colo_link *l, size_t n, int64_t now);
 /*
  * The next record received: 1, 0: none is whole, or MISUSE: the peer broke the protocol (colo_link_fault says how), the
- * connection must be dropped and the session with it. record->data is valid until the next call of next, input or disconnect.
- * A record counts as received, and will be acknowledged, when it has been handed out here.
+ * connection must be dropped and the session with it (restart). record->data is valid until the next call of next,
+ * input or disconnect. A record counts as received, and will be acknowledged, when it has been handed out here.
+ * Take records always, if only to throw them away: acknowledgements stand between them.
  */
 int colo_link_next(colo_link *l, struct colo_link_record *record);
 const char *colo_link_fault(const colo_link *l); /* NULL: none */
 
 /* When `tick` (or `output`) wants to be called, INT64_MAX: never. */
 int64_t colo_link_deadline(const colo_link *l);
-/* true: the peer has been silent too long, drop the connection. */
+/* true: the peer has been silent too long, drop the connection. Not while records of his wait here to be taken. */
 bool colo_link_tick(colo_link *l, int64_t now);
 
 void colo_link_counters_of(const colo_link *l, struct colo_link_counters *out);
