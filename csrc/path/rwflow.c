@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "rwflow.h"
+
+#include "parse.h"
+#include "seq.h"
+
+enum {
+    MAX_SCALE = 14,          /* RFC 7323, section 2.3 */
+    SYN_WINDOW = 65535,      /* of a SYN or SYN-ACK: never scaled */
+    NEAR = 1 << 24,          /* the least distance from the client's ACK at which a number fits */
+    CLIENT_WINDOW = 1 << 20, /* how far ahead of the VM's ACK the client is believed to send */
+    OLDEST_ACK = 1 << 30,    /* how old an ACK may be; how new, beyond what the VM was seen to send: */
+    NEWEST_ACK = 65535,      /* ... a fragmented segment is longer than its first fragment */
+    TS_MARGIN = 200,         /* ms */
+    NS_PER_MS = 1000000,
+};
+
+/* a is behind b in the sequence, or b itself: 0 or more. */
+static int64_t ahead(uint32_t a, uint32_t b)
+{
+    return colo_seq_extend(b, 0, a);
+}
+
+static uint8_t scale_of(uint8_t wscale)
+{
+    if (wscale == 255)
+        return 0;
+    return wscale > MAX_SCALE ? MAX_SCALE : wscale;
+}
+
+static bool is_again(const struct colo_rwsyn *syn, const struct colo_tcpseg *seg)
+{
+    return syn->seen && syn->isn == seg->seq && (!syn->acked || !(seg->flags & COLO_TCP_ACK) || syn->ack == seg->ack);
+}
+
+/**
+ * note() - remembers a SYN or SYN-ACK.
+ *
+ * A SYN and a SYN-ACK of the same number are one: a simultaneous open. Sent again it keeps its first TSval.
+ * Return: false if it was known.
+ */
+static bool note(struct colo_rwsyn *syn, const struct colo_tcpseg *seg, int64_t now)
+{
+    bool again = is_again(syn, seg);
+
+    if (!again)
+        *syn = (struct colo_rwsyn){.seen = true, .isn = seg->seq, .has_ts = seg->has_ts, .tsval = seg->tsval,
+                                   .wscale = seg->wscale, .at = now};
+    if (seg->flags & COLO_TCP_ACK) {
+        syn->acked = true;
+        syn->ack = seg->ack;
+    } else {
+        syn->active = true;
+    }
+    return !again;
+}
+
+static void settle(struct colo_rwflow *f, const struct colo_rwsyn *p)
+{
+    f->known = true;
+    f->seq_shift = p->isn - f->s.isn;
+    /* The same number twice is one VM's state twice, copied by a checkpoint: its clock is the same too. */
+    f->ts_known = p->has_ts && f->s.has_ts && f->seq_shift;
+    f->ts_shift = f->ts_known ? p->tsval - f->s.tsval : 0;
+    f->ts_floored = false;
+    f->p_ts = p->tsval;
+    f->p_ts_at = p->at;
+    f->p_scale = scale_of(p->wscale);
+    f->s_scale = scale_of(f->s.wscale);
+}
+
+/* Do both SYNs belong to one connection? The client's number tells, which is in the ACK; without one the newest does. */
+static bool belong_together(const struct colo_rwsyn *p, const struct colo_rwsyn *s)
+{
+    if (!p->seen || !s->seen || p->active != s->active)
+        return false;
+    if (p->acked && s->acked && p->ack != s->ack)
+        return false;
+    return !p->active || !p->used || p->used_by == s->isn;
+}
+
+static void join(struct colo_rwflow *f)
+{
+    if (f->answered || !belong_together(&f->p, &f->s)) /* answered: the client has settled it */
+        return;
+    settle(f, &f->p);
+    f->p.used = true;
+    f->p.used_by = f->s.isn;
+}
+
+bool colo_rwflow_heard_primary(struct colo_rwflow *f, const struct colo_tcpseg *seg, int64_t now)
+{
+    const struct colo_rwsyn before = f->p;
+    bool fresh = note(&f->p, seg, now);
+
+    if (fresh)
+        f->p_before = before;
+    join(f);
+    if (!fresh && f->known && seg->has_ts && seg->seq - f->s.isn == f->seq_shift && ahead(seg->tsval, f->p_ts) > 0) {
+        f->p_ts = seg->tsval;
+        f->p_ts_at = now;
+    }
+    return fresh;
+}
+
+/* The VM speaks of another connection than before: what is known of the old one goes, but for the primary's SYN. */
+static void begin(struct colo_rwflow *f)
+{
+    struct colo_rwflow fresh = {.key = f->key, .index = f->index, .next = f->next, .prev = f->prev, .hash = f->hash,
+                                .standing = f->standing, .used_at = f->used_at, .p = f->p, .p_before = f->p_before,
+                                .s = f->s};
+
+    *f = fresh;
+    f->s_next = f->s.isn;
+    f->s_ts = f->s.tsval;
+}
+
+bool colo_rwflow_heard_secondary(struct colo_rwflow *f, const struct colo_tcpseg *seg, int64_t now)
+{
+    bool fresh = note(&f->s, seg, now);
+
+    if (fresh)
+        begin(f);
+    join(f);
+    return fresh;
+}
+
+bool colo_rwflow_infer(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool taken_over, int64_t now)
+{
+    struct colo_rwsyn p = {.isn = seg->ack - 1, .has_ts = seg->has_ts, .tsval = seg->tsecr, .wscale = f->s.wscale,
+                           .at = now};
+
+    if (f->known || !f->s.seen || f->s_beyond || !(seg->flags & COLO_TCP_ACK) || seg->flags & COLO_TCP_RST)
+        return false;
+    if (f->s.acked) { /* in SYN-RECEIVED: what follows the client's SYN, within the window that was offered */
+        int64_t from_start = ahead(seg->seq, f->s.ack);
+
+        if (seg->flags & COLO_TCP_SYN || from_start < 0 || from_start > SYN_WINDOW)
+            return false;
+    } else if (!(seg->flags & COLO_TCP_SYN)) { /* in SYN-SENT */
+        return false;
+    }
+    if (!taken_over && p.isn != f->s.isn)
+        return false;
+    settle(f, &p);
+    return true;
+}
+
+bool colo_rwflow_recall(struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    const struct colo_rwsyn *old = &f->p_before;
+
+    if (!f->known || f->answered || f->s.active || !(seg->flags & COLO_TCP_ACK) || !belong_together(old, &f->s) ||
+        seg->ack != old->isn + 1 || old->isn - f->s.isn == f->seq_shift)
+        return false;
+    settle(f, old);
+    return true;
+}
+
+bool colo_rwflow_fits_unshifted(const struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    int64_t radius = f->c_window > NEAR ? f->c_window : NEAR, shifted, plain;
+
+    if (!f->c_acks || !f->seq_shift || seg->flags & (COLO_TCP_SYN | COLO_TCP_RST))
+        return false;
+    shifted = ahead(seg->seq + f->seq_shift, f->c_ack);
+    plain = ahead(seg->seq, f->c_ack);
+    return (shifted < -radius || shifted > radius) && plain >= -radius && plain <= radius;
+}
+
+void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    uint32_t end = seg->seq + seg->length;
+
+    f->is_signed |= seg->is_signed;
+    if (seg->flags & COLO_TCP_RST) {
+        f->reset = true;
+        return;
+    }
+    f->reset = false;
+    if (ahead(end, f->s_next) > 0)
+        f->s_next = end;
+    if (seg->length > (seg->flags & COLO_TCP_SYN ? 1 : 0))
+        f->s_beyond = true;
+    if (seg->flags & COLO_TCP_FIN && !seg->fragment) {
+        f->s_fin = true;
+        f->s_fin_end = end;
+    }
+    if (seg->has_ts && ahead(seg->tsval, f->s_ts) > 0)
+        f->s_ts = seg->tsval;
+    if (seg->flags & COLO_TCP_ACK && (!f->s_acks || ahead(seg->ack, f->s_ack) > 0)) {
+        if (!f->s_acks || ahead(seg->ack, f->c_next) > 0)
+            f->c_next = seg->ack;
+        f->s_acks = true;
+        f->s_ack = seg->ack;
+        f->c_fin_acked = f->c_fin && seg->ack == f->c_fin_end;
+    }
+}
+
+/* Of an ACK of the client's, in the VM's numbers: did the VM send what it acknowledges, and not long ago? */
+static bool is_credible(const struct colo_rwflow *f, uint32_t ack)
+{
+    int64_t beyond = ahead(ack, f->s_next);
+
+    if (!f->answered)
+        return ack != f->s.isn && ack - f->s.isn <= f->s_next - f->s.isn;
+    return beyond <= NEWEST_ACK && beyond >= -OLDEST_ACK;
+}
+
+static void client_acks(struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    uint8_t scale = f->c_scaled ? f->c_scale : MAX_SCALE;
+
+    if (!f->answered) {
+        f->answered = true;
+        f->reset = false;
+    }
+    if (f->c_acks && ahead(seg->ack, f->c_ack) < 0)
+        return;
+    f->c_acks = true;
+    f->c_ack = seg->ack;
+    f->c_window = (uint32_t)seg->window << (seg->flags & COLO_TCP_SYN ? 0 : scale);
+    f->s_fin_acked = f->s_fin && ahead(seg->ack - f->seq_shift, f->s_fin_end) >= 0;
+}
+
+static void client_sends(struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    uint32_t end = seg->seq + seg->length;
+    int64_t before = ahead(end, f->s_ack);
+
+    if (!f->s_acks || before <= 0 || before > CLIENT_WINDOW)
+        return;
+    if (ahead(end, f->c_next) > 0)
+        f->c_next = end;
+    if (seg->flags & COLO_TCP_FIN && !seg->fragment) {
+        f->c_fin = true;
+        f->c_fin_end = end;
+    }
+}
+
+void colo_rwflow_receives(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool taken_over, int64_t now)
+{
+    f->is_signed |= seg->is_signed;
+    if (seg->flags & COLO_TCP_SYN) {
+        f->c_scaled = true;
+        f->c_scale = scale_of(seg->wscale);
+        if (seg->flags & COLO_TCP_ACK && f->s.active)
+            f->unscaled = seg->wscale == 255;
+    }
+    if (!f->known)
+        return;
+    if (seg->flags & COLO_TCP_RST) { /* RFC 5961: only the exact number is sure to close it */
+        if (f->s_acks ? seg->seq == f->s_ack || seg->seq == f->c_next
+                      : seg->flags & COLO_TCP_ACK && seg->ack - f->seq_shift == f->s.isn + 1)
+            f->reset = true;
+        return;
+    }
+    if (!(seg->flags & COLO_TCP_ACK) || !is_credible(f, seg->ack - f->seq_shift))
+        return;
+    if (!taken_over && seg->has_ts && f->ts_known && ahead(seg->tsecr, f->p_ts) > 0) {
+        f->p_ts = seg->tsecr;
+        f->p_ts_at = now;
+    }
+    client_acks(f, seg);
+    client_sends(f, seg);
+}
+
+uint8_t colo_rwflow_standing(const struct colo_rwflow *f)
+{
+    if (f->reset || (f->s_fin_acked && f->c_fin_acked))
+        return COLO_RW_CLOSED;
+    return f->answered ? COLO_RW_LIVE : COLO_RW_HALF;
+}
+
+void colo_rwflow_floor(struct colo_rwflow *f, const struct colo_tcpseg *seg, int64_t now)
+{
+    uint32_t least = f->p_ts + (uint32_t)((now - f->p_ts_at) / NS_PER_MS) + TS_MARGIN;
+    uint32_t mapped = seg->tsval + f->ts_shift;
+
+    if (!f->known || !f->ts_known || f->ts_floored || !seg->has_ts)
+        return;
+    if (ahead(mapped, least) < 0)
+        f->ts_shift += least - mapped;
+    f->ts_floored = true;
+}
+
+uint16_t colo_rwflow_window(const struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    uint32_t bytes;
+
+    if (f->p_scale == f->s_scale || f->unscaled || seg->flags & COLO_TCP_SYN)
+        return seg->window;
+    bytes = (uint32_t)seg->window << f->s_scale >> f->p_scale;
+    return bytes > UINT16_MAX ? UINT16_MAX : (uint16_t)bytes;
+}

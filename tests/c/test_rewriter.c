@@ -1,0 +1,669 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rewriter: tables of segments in and segments out.
+ *
+ * A row's numbers are relative: of a VM's segment seq to that VM's initial number and ack to the client's, of a client's
+ * the other way round, the client speaking of the primary's numbers. So what must come out is the same row with the
+ * other VM's numbers: the frame is built anew with them and compared byte for byte, checksum included.
+ */
+#include <stdlib.h>
+
+#include "check.h"
+#include "frames.h"
+#include "parse.h"
+#include "rewriter.h"
+
+enum { FIN = COLO_TCP_FIN, SYN = COLO_TCP_SYN, RST = COLO_TCP_RST, PSH = 8, ACK = COLO_TCP_ACK, ECE = 0x40, CWR = 0x80 };
+
+enum op { END = 0, LEARN, OUT, IN, MARK, TAKEOVER };
+
+enum want { NONE = COLO_REWRITE_NONE, DONE = COLO_REWRITE_DONE, DROP = COLO_REWRITE_DROP };
+
+#define MS INT64_C(1000000)
+#define NO_TS INT32_MIN
+
+struct row {
+    enum op op;
+    int conn;      /* which connection on the same ports: other initial numbers */
+    uint8_t flags;
+    int32_t seq, ack;
+    int32_t tsval, tsecr; /* relative to the sender's clock and the receiver's; tsval NO_TS: no option */
+    uint32_t length;
+    enum want want;
+    int64_t at;    /* ms */
+    int32_t raised; /* what the TSval is above the primary's clock, by the floor */
+};
+
+/* The numbers of three connections, for the VMs and the client, and the clocks of the VMs. */
+struct numbers {
+    uint32_t p[3], s[3], c[3], p_clock, s_clock, c_clock;
+};
+
+static const struct numbers NUMBERS[] = {
+    {{1000, 50000, 900000}, {777777, 888888, 999999}, {5, 600, 70000}, 10000, 4000000, 99},
+    {{0xfffffffe, 3, 0x7ffffffe}, {0x7ffffffe, 0xfffffff0, 0x80000001}, {0xfffffff0, 0, 0x7fffffff},
+     0xffffffff, 0x7fffff00, 0x80000000}, /* across 2^32 and 2^31 */
+    {{0x80000000, 1, 0}, {0, 0xffffffff, 0x80000000}, {0x7fffffff, 0xffffffff, 1}, 0x7fffffff, 0xfffffff0, 0},
+};
+
+struct shape {
+    int family, vlans;
+    uint32_t vnet_len;
+    bool partial; /* NEEDS_CSUM: the field holds the sum of the pseudo header */
+    bool odd;     /* the timestamps option lies at an odd offset */
+};
+
+static const struct shape SHAPES[] = {
+    {4, 0, 0, false, false}, {6, 0, 0, false, false}, {4, 1, 10, false, true}, {6, 2, 12, false, true},
+    {4, 2, 12, true, false}, {6, 0, 10, true, true},  {4, 0, 0, false, true},
+};
+
+static uint8_t buf[4096], want[4096];
+
+static uint32_t ip_at(const struct shape *shape)
+{
+    return shape->vnet_len + 14 + 4 * (uint32_t)shape->vlans;
+}
+
+static uint32_t tcp_at(const struct shape *shape)
+{
+    return ip_at(shape) + (shape->family == 6 ? 40 : 20);
+}
+
+static void turn_round(uint8_t *frame, const struct shape *shape)
+{
+    uint8_t *ip = frame + ip_at(shape), *a = ip + (shape->family == 6 ? 8 : 12), tmp[16];
+    size_t size = shape->family == 6 ? 16 : 4;
+
+    memcpy(tmp, a, size);
+    memcpy(a, a + size, size);
+    memcpy(a + size, tmp, size);
+}
+
+/* As a host writes it that leaves the checksum to the device. */
+static void make_partial(uint8_t *frame, const struct shape *shape, uint32_t tcp_len)
+{
+    uint32_t at = tcp_at(shape);
+    const uint8_t *ip = frame + ip_at(shape);
+    uint64_t sum = 6 + tcp_len;
+
+    sum = shape->family == 6 ? colo_csum_add(sum, ip + 8, 32) : colo_csum_add(sum, ip + 12, 8);
+    colo_store16(frame + at + 16, (uint16_t)~colo_csum_fold(sum));
+    frame[0] = 1;
+    frame[6] = (uint8_t)(at - shape->vnet_len);
+    frame[8] = 16;
+}
+
+struct segment {
+    bool from_client;
+    uint8_t flags;
+    uint32_t seq, ack, length;
+    bool ts;
+    uint32_t tsval, tsecr;
+    const uint8_t *more; /* options, a multiple of 4 bytes */
+    uint32_t more_len;
+};
+
+static uint32_t build(uint8_t *out, const struct shape *shape, const struct segment *s)
+{
+    static const uint8_t payload[64] = "what is said";
+    uint8_t options[40] = {0};
+    uint32_t n = 0, len;
+    struct frame_spec f = {.family = shape->family, .vlans = shape->vlans, .vnet_len = shape->vnet_len,
+                           .sport = s->from_client ? 50000 : 80, .dport = s->from_client ? 80 : 50000, .seq = s->seq,
+                           .ack = s->ack, .flags = s->flags, .payload = payload, .payload_len = s->length};
+
+    if (s->ts) {
+        options[n++] = 1;
+        if (!shape->odd)
+            options[n++] = 1;
+        options[n] = 8;
+        options[n + 1] = 10;
+        colo_store32(options + n + 2, s->tsval);
+        colo_store32(options + n + 6, s->tsecr);
+        n = 12;
+    }
+    if (s->more_len)
+        memcpy(options + n, s->more, s->more_len);
+    f.options = options;
+    f.options_len = n + s->more_len;
+    len = frame_build(out, &f);
+    if (s->from_client)
+        turn_round(out, shape);
+    if (shape->partial)
+        make_partial(out, shape, 20 + f.options_len + s->length);
+    return len;
+}
+
+/* The row's segment with the primary's numbers, or the secondary's. */
+static struct segment segment_of(const struct row *row, const struct numbers *n, bool primary)
+{
+    uint32_t vm = primary ? n->p[row->conn] : n->s[row->conn], clock = primary ? n->p_clock : n->s_clock;
+    struct segment s = {.from_client = row->op == IN, .flags = row->flags, .length = row->length,
+                        .ts = row->tsval != NO_TS};
+
+    if (row->op == IN) {
+        s.seq = n->c[row->conn] + (uint32_t)row->seq;
+        s.ack = row->flags & ACK ? vm + (uint32_t)row->ack : 0;
+        s.tsval = n->c_clock + (uint32_t)row->tsval;
+        s.tsecr = row->flags & ACK ? clock + (uint32_t)row->tsecr : 0;
+    } else {
+        s.seq = vm + (uint32_t)row->seq;
+        s.ack = row->flags & ACK ? n->c[row->conn] + (uint32_t)row->ack : 0;
+        s.tsval = clock + (uint32_t)row->tsval + (primary ? (uint32_t)row->raised : 0);
+        s.tsecr = row->flags & ACK ? n->c_clock + (uint32_t)row->tsecr : 0;
+    }
+    return s;
+}
+
+static colo_rewriter *make(uint32_t max_flows)
+{
+    struct colo_rewriter_config config;
+
+    colo_rewriter_config_default(&config);
+    if (max_flows)
+        config.max_flows = max_flows;
+    config.hash_seed = 4711;
+    return colo_rewriter_create(&config);
+}
+
+static void play_row(colo_rewriter *r, const struct row *row, const struct numbers *n, const struct shape *shape)
+{
+    struct segment before = segment_of(row, n, row->op != OUT), after = segment_of(row, n, row->op == OUT);
+    uint32_t len = build(buf, shape, &before);
+    int got = 0;
+
+    (void)build(want, shape, row->want == DONE ? &after : &before);
+    if (row->op == LEARN)
+        got = colo_rewriter_learn(r, 0, buf, len, shape->vnet_len, row->at * MS);
+    else if (row->op == OUT)
+        got = colo_rewriter_out(r, 0, buf, len, shape->vnet_len, row->at * MS);
+    else
+        got = colo_rewriter_in(r, 0, buf, len, shape->vnet_len, row->at * MS);
+    CHECK_EQ(got, row->op == LEARN ? 0 : (int)row->want);
+    CHECK_MEM(buf, want, len);
+}
+
+static struct colo_rewriter_counters play_one(const char *what, const struct row *rows, const struct numbers *n,
+                                              const struct shape *shape)
+{
+    struct colo_rewriter_counters counters = {0};
+    colo_rewriter *r = make(0);
+
+    if (!CHECK(r != NULL))
+        return counters;
+    for (size_t i = 0; rows[i].op != END; i++) {
+        CHECK_NOTE("%s, row %zu, shape %td, numbers %td", what, i, shape - SHAPES, n - NUMBERS);
+        if (rows[i].op == MARK)
+            colo_rewriter_mark(r);
+        else if (rows[i].op == TAKEOVER)
+            colo_rewriter_takeover(r, rows[i].at * MS);
+        else
+            play_row(r, &rows[i], n, shape);
+    }
+    colo_rewriter_counters_of(r, &counters);
+    colo_rewriter_destroy(r);
+    return counters;
+}
+
+/* Plays the rows in all shapes and numbers; what it returns is of the last. */
+static struct colo_rewriter_counters play(const char *what, const struct row *rows)
+{
+    struct colo_rewriter_counters counters = {0};
+
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (size_t k = 0; k < sizeof NUMBERS / sizeof *NUMBERS; k++)
+            counters = play_one(what, rows, &NUMBERS[k], &SHAPES[i]);
+    return counters;
+}
+
+#define T(val, ecr) .tsval = (val), .tsecr = (ecr)
+#define NOTS .tsval = NO_TS
+
+static void test_passive_open(void)
+{
+    static const struct row notice_first[] = {
+        {IN, .flags = SYN, T(0, 0)},
+        {LEARN, .flags = SYN | ACK, .ack = 1, T(0, 0)},
+        {OUT, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, T(1, 0), .want = DONE},
+        {IN, .flags = ACK | PSH, .seq = 1, .ack = 1, T(1, 0), .length = 10, .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 11, T(2, 1), .want = DONE},
+        {OUT, .flags = ACK | PSH, .seq = 1, .ack = 11, T(3, 1), .length = 20, .want = DONE},
+        {IN, .flags = ACK, .seq = 11, .ack = 21, T(4, 3), .want = DONE},
+        {IN, .flags = ACK, .seq = 10, .ack = 21, T(5, 3), .want = DONE},   /* a keepalive */
+        {OUT, .flags = ACK, .seq = 20, .ack = 11, T(6, 5), .want = DONE},  /* another */
+        {OUT, .flags = RST | ACK, .seq = 21, .ack = 11, NOTS, .want = DONE},
+        {END},
+    };
+    static const struct row notice_last[] = {
+        {IN, .flags = SYN, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE}, /* sent again */
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, .length = 3, NOTS, .want = DONE},
+        {IN, .flags = RST, .seq = 1, NOTS, .want = NONE}, /* has no number of the VM's */
+        {OUT, .flags = RST, .seq = 4, NOTS, .want = DONE},
+        {END},
+    };
+    struct colo_rewriter_counters c = play("notice first", notice_first);
+
+    CHECK_EQ(c.learned, 1);
+    CHECK_EQ(c.out_rewritten, 5);
+    CHECK_EQ(c.in_rewritten, 4);
+    CHECK_EQ(c.fallbacks, 0);
+    CHECK_EQ(c.flows, 1);
+    c = play("notice last", notice_last);
+    CHECK_EQ(c.learned, 1);
+}
+
+/* Stock filter-rewriter compares flags for equality: each of these it misses. */
+static void test_flags_are_bits(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN | ACK | ECE | PSH, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK | ECE, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK | PSH | CWR | 0x20, .seq = 1, .ack = 1, .length = 4, NOTS, .want = DONE},
+        {OUT, .flags = ACK | PSH | ECE, .seq = 1, .ack = 5, .length = 4, NOTS, .want = DONE},
+        {END},
+    };
+    static const struct row active[] = {
+        {OUT, .flags = SYN | ECE | CWR, NOTS, .want = NONE},
+        {LEARN, .flags = SYN | ECE | CWR, NOTS},
+        {IN, .flags = SYN | ACK | ECE, .ack = 1, NOTS, .want = DONE},
+        {OUT, .flags = ACK | CWR, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {END},
+    };
+
+    (void)play("passive", rows);
+    (void)play("active", active);
+}
+
+static void test_active_open(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN, T(0, 0)},
+        {OUT, .flags = SYN, T(0, 0), .want = DONE},
+        {IN, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, T(1, 0), .want = DONE},
+        {OUT, .flags = FIN | ACK, .seq = 1, .ack = 1, T(1, 0), .want = DONE},
+        {IN, .flags = FIN | ACK, .seq = 1, .ack = 2, T(2, 1), .want = DONE},
+        {OUT, .flags = ACK, .seq = 2, .ack = 2, T(2, 2), .want = DONE},
+        /* The same ports again, the secondary first: the old notice has been used up. */
+        {OUT, .conn = 1, .flags = SYN, T(9, 0), .want = NONE},
+        {LEARN, .conn = 1, .flags = SYN, T(9, 0)},
+        {OUT, .conn = 1, .flags = SYN, T(9, 0), .want = DONE},
+        {IN, .conn = 1, .flags = SYN | ACK, .ack = 1, T(9, 9), .want = DONE},
+        /* And again, the primary first: until its own SYN the secondary's segments are of the old one. */
+        {LEARN, .conn = 2, .flags = SYN, T(20, 0)},
+        {OUT, .conn = 1, .flags = ACK, .seq = 1, .ack = 1, T(20, 9), .want = DONE},
+        {OUT, .conn = 2, .flags = SYN, T(20, 0), .want = DONE},
+        {IN, .conn = 2, .flags = SYN | ACK, .ack = 1, T(20, 20), .want = DONE},
+        {END},
+    };
+    static const struct row refused[] = {
+        {LEARN, .flags = SYN, NOTS},
+        {OUT, .flags = SYN, NOTS, .want = DONE},
+        {IN, .flags = RST | ACK, .seq = 0, .ack = 1, NOTS, .want = DONE}, /* in SYN-SENT its ACK number is looked at */
+        {END},
+    };
+    static const struct row simultaneous[] = {
+        {OUT, .flags = SYN, NOTS, .want = NONE},
+        {LEARN, .flags = SYN, NOTS},
+        {IN, .flags = SYN, NOTS, .want = NONE},
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, .length = 1, NOTS, .want = DONE},
+        {END},
+    };
+
+    CHECK_EQ(play("active", rows).learned, 3);
+    (void)play("refused", refused);
+    (void)play("simultaneous", simultaneous);
+}
+
+static void test_port_reuse(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {IN, .conn = 1, .flags = SYN, NOTS, .want = NONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},      /* a challenge ACK: still the old one */
+        {LEARN, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, .length = 2, NOTS, .want = DONE}, /* the primary is quicker */
+        {OUT, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .conn = 1, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {OUT, .conn = 1, .flags = ACK, .seq = 1, .ack = 1, .length = 2, NOTS, .want = DONE},
+        /* Now the secondary is quicker: what it says is of the new connection, whose shift isn't known. */
+        {OUT, .conn = 2, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {LEARN, .conn = 2, .flags = SYN | ACK, .ack = 1, NOTS},
+        {IN, .conn = 2, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {END},
+    };
+    static const struct row other_client[] = { /* the SYN-ACKs answer different SYNs */
+        {LEARN, .conn = 0, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {IN, .conn = 0, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {LEARN, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS},
+        {IN, .conn = 1, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {END},
+    };
+
+    CHECK_EQ(play("reuse", rows).flows, 1);
+    (void)play("other client", other_client);
+}
+
+/* With SYN cookies each SYN-ACK may have another number: the client's ACK says which of them arrived. */
+static void test_syn_cookies(void)
+{
+    static const struct shape *shape = &SHAPES[0];
+    colo_rewriter *r = make(0);
+    struct segment p1 = {.flags = SYN | ACK, .seq = 1000, .ack = 1}, p2 = {.flags = SYN | ACK, .seq = 2000, .ack = 1};
+    struct segment s1 = {.flags = SYN | ACK, .seq = 91000, .ack = 1}, s2 = {.flags = SYN | ACK, .seq = 92000, .ack = 1};
+    struct segment first = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001};
+    uint32_t len;
+
+    REQUIRE(r);
+    len = build(buf, shape, &p1);
+    CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, 0, 0), 0);
+    len = build(buf, shape, &s1);
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), DONE);
+    len = build(buf, shape, &p2);
+    CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, 0, 0), 0);
+    len = build(buf, shape, &s2);
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), DONE);
+    CHECK_EQ(colo_load32(buf + tcp_at(shape) + 4), 2000); /* the newest notice */
+    len = build(buf, shape, &first);
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), DONE);
+    CHECK_EQ(colo_load32(buf + tcp_at(shape) + 8), 92001); /* what it acknowledges is the older one */
+    colo_rewriter_destroy(r);
+}
+
+static void test_checkpoint_forgets(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {.op = MARK},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {END},
+    };
+
+    CHECK_EQ(play("mark", rows).flows, 0);
+}
+
+/* The primary died with its notice: the client's first ACK says what its number was. */
+static void test_fallback(void)
+{
+    static const struct row passive[] = {
+        {OUT, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = NONE},
+        {.op = TAKEOVER},
+        {OUT, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = NONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, T(0, 0), .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, T(300, 0), .length = 5, .want = DONE},
+        {END},
+    };
+    static const struct row data_first[] = { /* the ACK of the handshake was lost, and its first data too */
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {.op = TAKEOVER},
+        {IN, .flags = ACK | PSH, .seq = 21, .ack = 1, .length = 10, NOTS, .want = DONE},
+        {IN, .flags = ACK | PSH, .seq = 1, .ack = 1, .length = 20, NOTS, .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 31, NOTS, .want = DONE},
+        {END},
+    };
+    static const struct row active[] = {
+        {OUT, .flags = SYN, NOTS, .want = NONE},
+        {.op = TAKEOVER},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE}, /* no SYN-ACK */
+        {IN, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {END},
+    };
+    static const struct row not_then[] = { /* the primary lives; a reset; outside the window; data was sent already */
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {.op = TAKEOVER},
+        {IN, .flags = RST | ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {IN, .flags = ACK, .seq = 0, .ack = 1, NOTS, .want = NONE},
+        {IN, .flags = ACK, .seq = 65537, .ack = 1, NOTS, .want = NONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, .length = 1, NOTS, .want = NONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {END},
+    };
+
+    CHECK_EQ(play("passive", passive).fallbacks, 1);
+    CHECK_EQ(play("data first", data_first).fallbacks, 1);
+    CHECK_EQ(play("active", active).fallbacks, 1);
+    CHECK_EQ(play("not then", not_then).fallbacks, 0);
+}
+
+static void test_takeover(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {.op = TAKEOVER, .at = 1000},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, .length = 9, NOTS, .want = DONE, .at = 1000},
+        {IN, .flags = ACK, .seq = 1, .ack = 10, NOTS, .want = DONE, .at = 90000000}, /* idle for a day */
+        {OUT, .flags = FIN | ACK, .seq = 10, .ack = 1, NOTS, .want = DONE, .at = 90000000},
+        {IN, .flags = ACK, .seq = 1, .ack = 11, NOTS, .want = DONE, .at = 90000000},
+        {IN, .flags = ACK, .seq = 1, .ack = 11, .length = 5, NOTS, .want = DONE, .at = 99000000}, /* half closed */
+        {OUT, .flags = ACK, .seq = 11, .ack = 6, NOTS, .want = DONE, .at = 99000000},
+        {IN, .flags = FIN | ACK, .seq = 6, .ack = 11, NOTS, .want = DONE, .at = 99000000},
+        {OUT, .flags = ACK, .seq = 11, .ack = 7, NOTS, .want = DONE, .at = 99000000},
+        {IN, .flags = FIN | ACK, .seq = 6, .ack = 11, NOTS, .want = DONE, .at = 99059999}, /* that ACK was lost */
+        {OUT, .flags = ACK, .seq = 11, .ack = 7, NOTS, .want = DONE, .at = 99059999},
+        {IN, .flags = FIN | ACK, .seq = 6, .ack = 11, NOTS, .want = NONE, .at = 99119999}, /* 60 s later */
+        {END},
+    };
+    static const struct row fresh[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {.op = TAKEOVER},
+        {IN, .conn = 1, .flags = SYN, NOTS, .want = NONE},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE}, /* a blind SYN does no harm */
+        {OUT, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE}, /* but this is another connection */
+        {IN, .conn = 1, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {END},
+    };
+    static const struct row reset[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = DONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE},
+        {.op = TAKEOVER},
+        {IN, .flags = RST, .seq = 2, NOTS, .want = NONE},                              /* not the exact number */
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE, .at = 60000},
+        {IN, .flags = RST, .seq = 1, NOTS, .want = NONE, .at = 60000},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE, .at = 60001},       /* it did not take it */
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = DONE, .at = 150000},
+        {IN, .flags = RST, .seq = 1, NOTS, .want = NONE, .at = 150000},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE, .at = 210000},
+        {END},
+    };
+    static const struct row from_now_on[] = {
+        {.op = TAKEOVER},
+        {OUT, .flags = SYN | ACK, .ack = 1, NOTS, .want = NONE},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, NOTS, .want = NONE},
+        {LEARN, .conn = 1, .flags = SYN | ACK, .ack = 1, NOTS},
+        {OUT, .flags = SYN, NOTS, .want = NONE},
+        {END},
+    };
+
+    CHECK_EQ(play("takeover", rows).flows, 0);
+    CHECK_EQ(play("fresh", fresh).flows, 0);
+    CHECK_EQ(play("reset", reset).flows, 0);
+    CHECK_EQ(play("from now on", from_now_on).flows, 0);
+}
+
+/* What the client knows of the primary's clock: the notice's TSval, then what it echoes. */
+static void test_timestamps_never_run_backwards(void)
+{
+    static const struct row rows[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, T(0, 0), .at = 0},
+        {OUT, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = DONE, .at = 50},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, T(0, 0), .want = DONE, .at = 60},
+        {OUT, .flags = ACK | PSH, .seq = 1, .ack = 1, T(900, 0), .length = 5, .want = DONE, .at = 1000},
+        {IN, .flags = ACK, .seq = 1, .ack = 6, T(0, 900), .want = DONE, .at = 1000},
+        {.op = TAKEOVER, .at = 2000},
+        /* 1,000 ms ago the client knew of 900: 2,100 is the least. The secondary's clock says 1,900. */
+        {OUT, .flags = ACK, .seq = 6, .ack = 1, T(1900, 0), .want = DONE, .raised = 200, .at = 2000},
+        {OUT, .flags = ACK, .seq = 6, .ack = 1, T(1950, 0), .want = DONE, .raised = 200, .at = 2050}, /* once */
+        {END},
+    };
+    static const struct row ahead[] = {
+        {LEARN, .flags = SYN | ACK, .ack = 1, T(0, 0), .at = 0},
+        {OUT, .flags = SYN | ACK, .ack = 1, T(0, 0), .want = DONE, .at = 0},
+        {IN, .flags = ACK, .seq = 1, .ack = 1, T(0, 0), .want = DONE, .at = 60},
+        {.op = TAKEOVER, .at = 100},
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, T(300, 0), .want = DONE, .at = 100}, /* late enough as it is */
+        {OUT, .flags = ACK, .seq = 1, .ack = 1, T(301, 0), .want = DONE, .at = 5000},
+        {END},
+    };
+
+    (void)play("raised", rows);
+    (void)play("not raised", ahead);
+}
+
+/* An echo of what the secondary VM has not sent would make its round-trip time negative. */
+static void test_tsecr_is_bounded(void)
+{
+    const struct shape *shape = &SHAPES[0];
+    struct segment p = {.flags = SYN | ACK, .seq = 1000, .ack = 1, .ts = true, .tsval = 50};
+    struct segment s = {.flags = SYN | ACK, .seq = 5000, .ack = 1, .ts = true, .tsval = 0xfffffff0};
+    struct segment c = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001, .ts = true, .tsecr = 55};
+    colo_rewriter *r = make(0);
+    uint32_t len, at = tcp_at(shape) + 20 + 8;
+
+    REQUIRE(r);
+    len = build(buf, shape, &p);
+    CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, 0, 0), 0);
+    len = build(buf, shape, &s);
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), DONE);
+    len = build(buf, shape, &c);
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), DONE);
+    CHECK_EQ(colo_load32(buf + at), 0xfffffff0);
+    c.flags = RST; /* RFC 7323: without ACK the field means nothing */
+    len = build(buf, shape, &c);
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), NONE);
+    CHECK_EQ(colo_load32(buf + at), 55);
+    colo_rewriter_destroy(r);
+}
+
+/* One flow known, 1000 at the primary, 0x80000000 at the secondary; `options` go with both SYN-ACKs. */
+static colo_rewriter *known_flow(const struct shape *shape, const uint8_t *p_options, const uint8_t *s_options,
+                                 uint32_t options_len)
+{
+    struct segment p = {.flags = SYN | ACK, .seq = 1000, .ack = 1, .more = p_options, .more_len = options_len};
+    struct segment s = {.flags = SYN | ACK, .seq = 0x80000000, .ack = 1, .more = s_options, .more_len = options_len};
+    struct segment c = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001};
+    colo_rewriter *r = make(0);
+    uint32_t len = build(buf, shape, &p);
+
+    if (!CHECK(r != NULL))
+        abort();
+    CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, shape->vnet_len, 0), 0);
+    len = build(buf, shape, &s);
+    (void)colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0);
+    len = build(buf, shape, &c);
+    (void)colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0);
+    return r;
+}
+
+static void test_sack(void)
+{
+    static const int counts[] = {1, 2, 3, 4};
+
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
+            const struct shape *shape = &SHAPES[i];
+            uint32_t odd = shape->odd ? 1 : 2, n = (uint32_t)counts[k] * 8;
+            uint8_t options[36] = {1, 1, 1, 1};
+            struct segment c = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001, .more = options};
+            struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1, .more = options};
+            colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+            uint32_t len;
+
+            c.more_len = o.more_len = (odd + 2 + n + 3) / 4 * 4;
+            options[odd] = 5;
+            options[odd + 1] = (uint8_t)(n + 2);
+            for (uint32_t b = 0; b < n; b += 4) /* the first is a D-SACK: below the ACK */
+                colo_store32(options + odd + 2 + b, 900 + b * 50);
+            len = build(buf, shape, &c);
+            CHECK_NOTE("%d blocks, shape %zu", counts[k], i);
+            CHECK_EQ(colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            for (uint32_t b = 0; b < n; b += 4)
+                colo_store32(options + odd + 2 + b, 900 + b * 50 + 0x80000000 - 1000);
+            c.ack = 0x80000001;
+            (void)build(want, shape, &c);
+            CHECK_MEM(buf, want, len);
+            /* The VM's blocks are of the client's numbers. */
+            len = build(buf, shape, &o);
+            CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            o.seq = 1001;
+            (void)build(want, shape, &o);
+            CHECK_MEM(buf, want, len);
+            colo_rewriter_destroy(r);
+        }
+}
+
+static void test_window_scale(void)
+{
+    static const struct {
+        uint8_t p, s; /* 255: absent */
+        uint16_t window, want;
+    } rows[] = {
+        {7, 7, 1000, 1000}, {7, 4, 1000, 125}, {4, 7, 1000, 8000}, {0, 14, 65535, 65535}, {255, 2, 100, 400},
+        {2, 255, 100, 25},  {14, 0, 65535, 3}, {15, 14, 9, 9},     {255, 0, 77, 77},
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct shape *shape = &SHAPES[1];
+        uint8_t p_options[4] = {1, 3, 3, rows[i].p}, s_options[4] = {1, 3, 3, rows[i].s};
+        struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1};
+        struct colo_rewriter_counters counters;
+        colo_rewriter *r;
+        uint32_t len, at = tcp_at(shape);
+        uint16_t csum;
+
+        if (rows[i].p == 255)
+            memset(p_options, 1, 4);
+        if (rows[i].s == 255)
+            memset(s_options, 1, 4);
+        r = known_flow(shape, p_options, s_options, 4);
+        len = build(buf, shape, &o);
+        csum = colo_load16(buf + at + 16);
+        colo_store16(buf + at + 16, colo_csum_update32(csum, 1024, rows[i].window));
+        colo_store16(buf + at + 14, rows[i].window);
+        CHECK_NOTE("row %zu", i);
+        CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), DONE);
+        CHECK_EQ(colo_load16(buf + at + 14), rows[i].want);
+        CHECK_EQ(colo_csum_fold(colo_csum_add(colo_csum_add(26, buf + ip_at(shape) + 8, 32), buf + at, 20)), 0);
+        colo_rewriter_counters_of(r, &counters);
+        CHECK_EQ(counters.window_scaled, rows[i].window != rows[i].want);
+        colo_rewriter_destroy(r);
+    }
+}
+
+CHECK_MAIN(
+    TEST(test_passive_open),
+    TEST(test_flags_are_bits),
+    TEST(test_active_open),
+    TEST(test_port_reuse),
+    TEST(test_syn_cookies),
+    TEST(test_checkpoint_forgets),
+    TEST(test_fallback),
+    TEST(test_takeover),
+    TEST(test_timestamps_never_run_backwards),
+    TEST(test_tsecr_is_bounded),
+    TEST(test_sack),
+    TEST(test_window_scale),
+)
