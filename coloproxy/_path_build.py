@@ -12,7 +12,7 @@ from cffi import FFI
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PATH = _ROOT / "csrc" / "path"
-_CORE = ("csum.c", "gate.c", "name.c", "parse.c")
+_CORE = ("csum.c", "gate.c", "hash.c", "name.c", "parse.c")
 _HEADERS = ("rewriter.h", "link.h", "tls.h", "path.h")
 
 
