@@ -20,41 +20,20 @@ from typing import Any
 from . import redirector
 from .address import PeerSource
 from .engine import Engine
-from .engine_events import (
-    Committed,
-    EngineEvent,
-    EngineFailed,
-    PeerAttached,
-    PeerLost,
-    Port,
-    RecordingEnded,
-    RingDumped,
-)
+from .engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
-from .events import Divergence, LimitHit, Tolerated
 from .guide import Guide, PlainGuide, QmpGuide
-from .journal import Journal, printable
+from .journal import Journal
 from .lines import LineWriter
 from .notify import NotifyPort
 from .options import CompareOptions
 from .reports import Report
 from .stats import Snapshot, Stats
+from .voice import Voice
 
 log = logging.getLogger(__name__)
 
 CLEAN, FAILED = 0, 1  # exit codes; 2 is the command line's
-
-EVIDENCE_SHOWN = 16  # bytes from the first difference on, in a log line; the journal has them all
-
-
-def divergence_line(event: Divergence) -> str:
-    """A difference in one line."""
-    sides = [
-        f"{name} {printable(side[event.context : event.context + EVIDENCE_SHOWN])!r}" if side else f"{name} nothing"
-        for name, side in (("primary", event.primary), ("secondary", event.secondary))
-    ]
-    where = f"{event.flow}, offset {event.offset}" if event.flow is not None else f"offset {event.offset}"
-    return f"divergence ({event.cause}) in {where}: {', '.join(sides)}; {event.held_frames} frames held"
 
 
 class Compare:
@@ -64,6 +43,7 @@ class Compare:
         options.check()
         self._options = options
         self._journal = Journal(options.json_events)
+        self._voice = Voice(self._journal, options.rules, options.record, options.record_ring)
         self._stdout: LineWriter | None = None
         if options.stats_interval_s is not None:
             self._stdout = LineWriter(2 if options.json_events == "-" else 1, "coloproxy-stats")
@@ -193,10 +173,7 @@ class Compare:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd)
         self._engine.stop(0)
         for event in self._engine.events():
-            if isinstance(event, RingDumped):
-                self._tell_dump(event)
-            else:
-                self._journal.engine(event)
+            self._voice.tell(event)
         self._done = self._snapshot()
         self._tell_recording()
         self._engine.close()
@@ -225,15 +202,6 @@ class Compare:
         )
         self._journal.write("recorded", fields)
 
-    def _tell_dump(self, event: RingDumped) -> None:
-        ring = self._options.record_ring
-        path = ring.directory / event.name if ring is not None else event.name
-        if event.reason is None:
-            log.warning("what came before the divergence is in %s (%d bytes)", path, event.bytes)
-        else:
-            log.warning("%s: what came before the divergence could not be written: %s", path, event.reason)
-        self._journal.engine(event, {"path": str(path)})
-
     def _snapshot(self) -> Snapshot:
         return self._done + Snapshot.of(self._engine.counters())
 
@@ -245,44 +213,20 @@ class Compare:
                 return
 
     def _on_engine(self, event: EngineEvent) -> None:
+        self._voice.tell(event)
         match event:
-            case PeerAttached():
-                log.info("%s: connected", event.port)
-                self._journal.engine(event)
-                if event.port is Port.PRIMARY_IN:
-                    self._primary_lost = False
+            case PeerAttached(port=Port.PRIMARY_IN):
+                self._primary_lost = False
             case PeerLost():
-                log.warning("%s", event.reason)
-                self._journal.engine(event)
                 self._lost[event.port].set()
                 if event.port is Port.OUTDEV:
                     self._out_peer = None
                 if event.port is Port.PRIMARY_IN:
                     self._primary_lost = True
-            case Divergence():
-                text = divergence_line(event)
-                log.warning("%s", text)
-                self._journal.engine(event, {"text": text})
-            case LimitHit():
-                log.warning("limit reached: %s; %d frames held", event.cause, event.held_frames)
-                self._journal.engine(event)
-            case Tolerated():
-                rule = self._options.rules.tolerances[event.rule].name
-                log.info("tolerated by rule %s: %s differs at byte %d", rule, event.flow, event.offset)
-                self._journal.engine(event, {"rule": rule})
-            case RecordingEnded():
-                path = self._options.record.path if self._options.record is not None else ""
-                log.error("%s: %s; the service goes on without it", path, event.reason)
-                self._journal.engine(event, {"path": str(path)})
-            case RingDumped():
-                self._tell_dump(event)
             case EngineFailed():
-                self._journal.engine(event)
                 self._fail(event.reason)
-            case Committed():
-                pass  # told with its checkpoint
             case _:
-                self._journal.engine(event)
+                pass
         self._guide.on_engine(event)
         if isinstance(event, PeerAttached) and event.port is Port.OUTDEV:
             self._revive()

@@ -73,6 +73,9 @@ class Guide(Protocol):
     def want(self, cause: str) -> None:
         """Somebody else than the comparator wants a checkpoint."""
 
+    def secondary_is_there(self) -> None:
+        """What the secondary says can be compared from now on, again or for the first time: see to protection."""
+
     async def run(self) -> None:
         """Until cancelled."""
 
@@ -117,6 +120,9 @@ class QmpGuide:
 
     def want(self, cause: str) -> None:
         self._perform(self._controller.want(cause, time.monotonic_ns()))
+
+    def secondary_is_there(self) -> None:
+        self.want("the secondary is connected anew")
 
     async def run(self) -> None:
         try:
@@ -253,9 +259,8 @@ class PlainGuide:
 
     def on_engine(self, event: EngineEvent) -> None:
         match event:
-            case PeerAttached(port=Port.SECONDARY_IN) if not self._protected:
-                self._protected = True
-                self._commit(reports.Protected(None))
+            case PeerAttached(port=Port.SECONDARY_IN):
+                self.secondary_is_there()
             case PeerLost(port=Port.SECONDARY_IN) if self._protected:
                 text = "the secondary is not connected: all output that it has not confirmed is held until it is back"
                 self._tell(reports.Trouble(text))
@@ -274,6 +279,11 @@ class PlainGuide:
 
     def protected(self) -> bool:
         return self._protected
+
+    def secondary_is_there(self) -> None:
+        if not self._protected:
+            self._protected = True
+            self._commit(reports.Protected(None))
 
     def commit(self) -> None:
         """Xen says that a checkpoint has committed."""

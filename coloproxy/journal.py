@@ -159,10 +159,10 @@ class Journal:
         head = {"time": rfc3339(real - (mono - when)), "monotonic_ns": when, "event": kind}
         self._writer.put(json.dumps(head | dict(fields), separators=(",", ":")))
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
         """One report of the control plane: its fields are the event's, `text` is the line for people."""
         fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-        self.write(report.name, fields | {"text": str(report)})
+        self.write(report.name, fields | {"text": str(report)} | dict(extra or {}))
 
     def engine(self, event: EngineEvent, extra: Mapping[str, object] | None = None) -> None:
         """One event of the engine, at its own time."""

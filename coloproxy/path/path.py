@@ -20,6 +20,7 @@ from typing import Any, Final
 from coloproxy import errors
 
 from ._native import check, ffi, lib
+from .tls import Transport
 
 __all__ = ["EventKind", "Neighbour", "Path", "PathEvent", "Place", "Role", "WireKind"]
 
@@ -204,13 +205,19 @@ class Path:
 
     # ------------------------------------------------------------------ link
 
-    def link_attach(self, transport: Any, *, restart: bool, peer_received: int = 0) -> None:
-        """Gives a ``colo_transport *`` whose handshake and hello are over; owned from now on, not on failure.
+    def link_attach(self, transport: Transport, *, restart: bool, peer_received: int = 0) -> None:
+        """Gives it a connection whose handshake and hello are over; released, or closed on failure.
+
+        Args:
+            restart: a new session; else go on behind what the peer has received.
 
         Raises:
             LimitError: what the peer lacks is not kept any more.
         """
-        result = lib.colo_path_link_attach(self._handle, transport, restart, peer_received)
+        pointer = transport.release()
+        result = lib.colo_path_link_attach(self._handle, pointer, restart, peer_received)
+        if result:
+            lib.colo_transport_destroy(pointer)
         check(result, "Path.link_attach")
 
     def link_detach(self, *, end: bool = False) -> None:

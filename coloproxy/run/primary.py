@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from coloproxy.command_guide import CommandGuide
+from coloproxy.command_guide import CommandGuide, CommandOptions
 from coloproxy.engine import Engine
-from coloproxy.engine_events import EngineEvent, EngineFailed, Port
+from coloproxy.engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.guide import Guide, PlainGuide, QmpGuide
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, PathEvent, Place, Role
+from coloproxy.path.session import Dialer
 from coloproxy.recording import next_number
 from coloproxy.reports import CheckpointCommitted, Report
 from coloproxy.rules import NO_RULES, load_rules
@@ -31,7 +33,11 @@ from .vm import RunningVm
 MARK_WAIT_S: Final = 2.0
 SETTLE_S: Final = 1.0  # from a commit until the secondary's mark must have come
 SYNC_RETRY_S: Final = 0.2
-_SOCKETS: Final = ((Port.PRIMARY_IN, Place.PRIMARY_IN), (Port.SECONDARY_IN, Place.SECONDARY_IN), (Port.OUTDEV, Place.OUTDEV))
+_SOCKETS: Final = (
+    (Port.PRIMARY_IN, Place.PRIMARY_IN),
+    (Port.SECONDARY_IN, Place.SECONDARY_IN),
+    (Port.OUTDEV, Place.OUTDEV),
+)
 _BUFFER: Final = 1 << 20
 
 
@@ -81,10 +87,16 @@ class PrimaryVm(RunningVm):
     def __init__(self, pair: Pair, vm: Vm, journal: Journal, fail: Callable[[str], None]) -> None:
         super().__init__(pair, vm, Role.PRIMARY, journal, fail)
         self._rules = NO_RULES if pair.compare.rules is None else load_rules(pair.compare.rules)
-        self._voice = Voice(journal, self._rules, vm.name)
+        compare = pair.compare
+        self._record, self._ring = compare.recording(vm.name), compare.ring(vm.name)
+        self._voice = Voice(
+            journal, self._rules, self._record, self._ring, prefix=f"{vm.name}: ", extra={"vm": vm.name}
+        )
         self._engine = self._make_engine(again=False)
         self._epochs = _Epochs(self, self._engine)
-        self._guide, self._qmp, self._command = self._make_guide()
+        self._guide, self._qmp = self._make_guide()
+        self.dialer: Dialer | None = None
+        self._dialing: asyncio.Task[None] | None = None
         self._token_stops = 0
         self._marked = asyncio.Event()
         self._synced = False
@@ -97,30 +109,31 @@ class PrimaryVm(RunningVm):
         self.last_checkpoint: dict[str, Any] | None = None
 
     def _make_engine(self, *, again: bool) -> Engine:
-        compare = self.pair.compare
-        engine = Engine(vnet_hdr=True, nics=len(self.vm.nics), rules=self._rules, **compare.options())
-        record, ring = compare.recording(self.vm.name), compare.ring(self.vm.name)
-        if record is not None or ring is not None:
-            engine.record(record, 0 if record is None else next_number(record, opened=again), ring=ring)
+        options = self.pair.compare.options()
+        options["rules"] = self._rules
+        engine = Engine(vnet_hdr=True, nics=len(self.vm.nics), **options)
+        if self._record is not None or self._ring is not None:
+            number = 0 if self._record is None else next_number(self._record, opened=again)
+            engine.record(self._record, number, ring=self._ring)
         return engine
 
-    def _make_guide(self) -> tuple[Guide, QmpGuide | None, CommandGuide | None]:
+    def _make_guide(self) -> tuple[Guide, QmpGuide | None]:
         checkpoint = self.pair.checkpoint
         if checkpoint.back_end == "qmp" and self.vm.qmp is not None:
-            qmp = QmpGuide(self.vm.qmp.to_connect(), checkpoint.timing(), self._hear, lambda: None)
-            return qmp, qmp, None
+            qmp = QmpGuide(
+                dataclasses.replace(self.vm.qmp, connect=True), checkpoint.timing(), self._hear, lambda: None
+            )
+            return qmp, qmp
         if checkpoint.back_end == "command" and checkpoint.command is not None:
-            command = CommandGuide(
+            options = CommandOptions(
                 checkpoint.command,
-                self._hear,
                 vm=self.vm.name,
                 timeout_s=checkpoint.timeout / 1e9,
                 min_interval_s=checkpoint.min_interval / 1e9,
-                before_commit=self._before_commit,
+                initial=checkpoint.initial,
             )
-            return command, None, command
-        plain = PlainGuide(self._hear, None, 1.0)
-        return plain, None, None
+            return CommandGuide(options, self._hear, before_commit=self._before_commit), None
+        return PlainGuide(self._hear, None, 1.0), None
 
     # ------------------------------------------------------------------ life
 
@@ -161,6 +174,8 @@ class PrimaryVm(RunningVm):
         self._start_engine()
 
     async def serve(self) -> None:
+        if self.dialer is not None:
+            self._dialing = self.spawn(self.dialer.run())
         await self._guide.run()
 
     async def close(self) -> None:
@@ -183,6 +198,8 @@ class PrimaryVm(RunningVm):
                 return
 
     def _on_engine(self, event: EngineEvent) -> None:
+        if isinstance(event, PeerAttached | PeerLost):  # our own ends: the VM's and the link's are the path's to tell
+            return
         self._voice.tell(event)
         if isinstance(event, EngineFailed):
             self.fail(f"{self.vm.name}: {event.reason}")
@@ -211,6 +228,8 @@ class PrimaryVm(RunningVm):
             self._sync()
 
     def on_link_lost(self) -> None:
+        if self.dialer is not None:
+            self.dialer.redial()
         link = self.pair.link
         if link.on_loss == "alone" and not self._alone and self._losing is None:
             loop = asyncio.get_running_loop()
@@ -219,7 +238,9 @@ class PrimaryVm(RunningVm):
     def _lost_for_long(self) -> None:
         self._losing = None
         if not self.link_up:
-            self.spawn(self.go_alone(f"the link has been lost for {self.pair.link.alone_after / 1e9:g} s", tell_vmm=True))
+            self.spawn(
+                self.go_alone(f"the link has been lost for {self.pair.link.alone_after / 1e9:g} s", tell_vmm=True)
+            )
 
     def _sync(self) -> None:
         """Both sides count epochs from the next checkpoint on."""
@@ -258,11 +279,7 @@ class PrimaryVm(RunningVm):
         self.tell(told.Synced())
         if self._alone:
             return
-        if isinstance(self._guide, PlainGuide):
-            if not self._guide.protected():
-                self._guide.begin_protection()
-        else:
-            self._guide.want("a new session of the link")
+        self._guide.secondary_is_there()
 
     def committed(self) -> None:
         """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""
@@ -325,6 +342,9 @@ class PrimaryVm(RunningVm):
             await self._qmp_alone(self._qmp)
         self._epochs.alone()
         await asyncio.sleep(0.05)  # the message above
+        if self._dialing is not None:
+            self._dialing.cancel()
+            self._dialing = None
         self.session = None
         self.path.link_detach(end=True)
         self._disconnected(reason)
@@ -375,5 +395,3 @@ class PrimaryVm(RunningVm):
 
 def _ms(ns: int | None) -> float | None:
     return None if ns is None else round(ns / 1e6, 3)
-
-

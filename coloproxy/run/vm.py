@@ -13,8 +13,9 @@ from typing import Any, Final
 from coloproxy.errors import ColoproxyError, LimitError, MisuseError, PeerError
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
+from coloproxy.path.hello import LinkState, Nic, Us
 from coloproxy.path.path import EventKind, Path, PathEvent, Place, Role
-from coloproxy.path.session import Connected, LinkState
+from coloproxy.path.session import Connected, Endpoint
 from coloproxy.reports import Report, Trouble
 
 from . import told
@@ -91,7 +92,7 @@ class RunningVm:
         for wires in self.nics:
             wires.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of its own; a failure of it ends the process."""
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -103,6 +104,7 @@ class RunningVm:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(ended)
+        return task
 
     # --------------------------------------------------------------- telling
 
@@ -113,7 +115,19 @@ class RunningVm:
     def trouble(self, text: str) -> None:
         self.tell(Trouble(text))
 
+    def reload(self, pair: Pair, vm: Vm) -> None:
+        """What may change while frames move: coloproxy/run/changes.py."""
+        self.pair, self.vm = pair, vm
+        for wires, nic in zip(self.nics, vm.nics, strict=True):
+            wires.nic = nic
+
     # ------------------------------------------------------------------ link
+
+    def endpoint(self) -> Endpoint:
+        """Our end of the link."""
+        nics = tuple(Nic(nic.name, nic.tap.mtu, nic.tap.vnet_hdr) for nic in self.vm.nics)
+        us = Us(self.pair.name, self.vm.name, self.pair.role, nics)
+        return Endpoint(us, self.before_hello, self.link_state, self.connected)
 
     def link_state(self) -> LinkState:
         """For the hello of a new connection. The old one is closed by then."""
@@ -124,17 +138,18 @@ class RunningVm:
         self._disconnected("replaced by a new connection")
         self.path.link_detach()
 
-    async def connected(self, link: Connected) -> None:
-        """The hello is over: frames may flow. Raises ColoproxyError."""
+    def connected(self, link: Connected) -> None:
+        """The hello is over: frames may flow."""
         try:
-            self.path.link_attach(link.transport.pointer, restart=not link.resumed, peer_received=link.peer_received)
-        except ColoproxyError:
+            self.path.link_attach(link.transport, restart=not link.resumed, peer_received=link.peer_received)
+        except ColoproxyError as error:  # what was kept has just gone
             self.session = None
-            raise
-        link.transport.release()
-        self.session, self.link_peer, self.link_cipher, self.link_up = link.session, link.peer, link.cipher, True
+            self.trouble(f"link: {error}")
+            self.on_link_lost()
+            return
+        self.session, self.link_peer, self.link_cipher, self.link_up = link.session, link.where, link.cipher, True
         self.link_reason = ""
-        self.tell(told.LinkUp(link.peer, link.cipher, link.session, link.resumed))
+        self.tell(told.LinkUp(link.where, link.cipher, link.session, link.resumed))
         self.on_link_up(resumed=link.resumed)
 
     def on_link_up(self, *, resumed: bool) -> None:
@@ -234,7 +249,5 @@ class RunningVm:
                 }
                 for wires in self.nics
             ],
-            "path": {
-                name: value for name, value in counters.items() if isinstance(value, int)
-            },
+            "path": {name: value for name, value in counters.items() if isinstance(value, int)},
         }

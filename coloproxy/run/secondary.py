@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The secondary's VM: fed what clients send to the primary; what it says goes to the comparator, until failover."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from coloproxy.errors import ColoproxyError, MisuseError, QmpError
+from coloproxy.journal import Journal
+from coloproxy.pair.model import Pair, Vm
+from coloproxy.path.path import EventKind, Neighbour, PathEvent, Role
+from coloproxy.qmp import QmpLink
+from coloproxy.reports import QemuEvent, QmpLost
+
+from . import announce, told
+from .messages import Message
+from .vm import RunningVm
+
+READY: Final = frozenset({"running", "inmigrate"})
+"""Run states in which QEMU is not in the middle of a checkpoint: a SYNC mark may be put."""
+
+SYNC_RETRY_S: Final = 0.05
+TOLD_EVENTS: Final = frozenset({"COLO_EXIT", "SHUTDOWN", "RESET", "GUEST_PANICKED"})
+
+
+class SecondaryVm(RunningVm):
+    """Also the handler of its QEMU's QMP, whose STOP and RESUME are the cuts between epochs."""
+
+    def __init__(self, pair: Pair, vm: Vm, journal: Journal, fail: Callable[[str], None]) -> None:
+        super().__init__(pair, vm, Role.SECONDARY, journal, fail)
+        self._qmp: QmpLink | None = None
+        if pair.checkpoint.back_end == "qmp" and vm.qmp is not None:
+            deadline = pair.checkpoint.qmp_deadline * pair.checkpoint.qmp_patience / 1e9
+            address = dataclasses.replace(vm.qmp, connect=True)
+            self._qmp = QmpLink(address, self, gate=self.path, deadline_s=deadline)
+        self.epochs = 0
+        self._taken_over = ""
+        self._abandoned = ""
+        self._run_state = ""  # at the last STOP, once QEMU has said it
+        self._stopped_at: int | None = None
+
+    # ------------------------------------------------------------------ life
+
+    def begin(self) -> None:
+        pass  # the TAPs stay closed
+
+    async def serve(self) -> None:
+        if self._qmp is not None:
+            await self._qmp.run()
+        else:
+            await asyncio.Event().wait()
+
+    # --------------------------------------------------------- QMP's handler
+
+    def qmp_connected(self, now: int) -> None:
+        if self.link_up and not self._taken_over:
+            self.say(Message("lost-track", text="the secondary's QMP is connected anew"))
+
+    def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
+        if name in TOLD_EVENTS:
+            self.tell(QemuEvent(name, ", ".join(f"{key}={value}" for key, value in data.items())))
+        if self._taken_over:
+            return
+        if name == "STOP":
+            self._run_state, self._stopped_at = "", now if at is None else min(at, now)
+            self.path.stand()
+            if self._qmp is not None:
+                self._qmp.submit("query-status", None, lambda outcome: self._hear_status(outcome.value))
+        elif name == "RESUME":
+            # An operator's stop and cont are no checkpoint. If QEMU had no time to tell, a mark too many is safe.
+            if self._run_state == "paused":
+                self.path.stand_over()
+            else:
+                self._begin_epoch(now if at is None else min(at, now))
+
+    def _hear_status(self, value: object) -> None:
+        status = value.get("status") if isinstance(value, Mapping) else None
+        self._run_state = status if isinstance(status, str) else ""
+
+    def _begin_epoch(self, resumed: int) -> None:
+        self.epochs += 1
+        self.path.epoch(resumed)
+        held = resumed - self._stopped_at if self._stopped_at is not None else None
+        self._stopped_at = None
+        self.tell(told.Epoch(self.epochs, held))
+
+    def qmp_lost(self, reason: str) -> None:
+        if reason != "shutting down":
+            self.tell(QmpLost(reason))
+
+    def qmp_unreachable(self, reason: str) -> None:
+        self.trouble(f"{reason}; trying again")
+
+    # ------------------------------------------------------------------ link
+
+    def on_message(self, message: Message) -> None:
+        match message.kind:
+            case "sync":
+                self._abandoned = ""
+                self.spawn(self._answer(message.number))
+            case "epoch":
+                self.path.stand()
+                self._begin_epoch(time.monotonic_ns())
+            case "alone":
+                self._abandoned = message.text
+                self.tell(told.PeerSays(f"it goes on alone ({message.text}): this VM is out of date from now on"))
+            case "left-out":
+                self.tell(told.PeerSays(f"{message.text} was full"))
+            case _:
+                self.trouble(f"link: a secondary is not told {message.kind}")
+
+    async def _answer(self, token: int) -> None:
+        """When the VM is not in the middle of a checkpoint, of which the primary may count the rest otherwise."""
+        session = self.session
+        while self._qmp is not None and session == self.session and not self._taken_over:
+            with contextlib.suppress(QmpError):
+                value = await self._qmp.execute("query-status")
+                status = value.get("status") if isinstance(value, Mapping) else None
+                if status in READY or (status == "paused" and self._stopped_at is None):
+                    break
+            await asyncio.sleep(SYNC_RETRY_S)
+        if session == self.session and not self._taken_over:
+            with contextlib.suppress(MisuseError):  # the session has just ended
+                self.path.answer(token)
+
+    def on_left_out(self, place: str) -> None:
+        self.say(Message("left-out", text=place))
+
+    def on_path(self, event: PathEvent) -> None:
+        if event.kind is EventKind.GATE_LOST:
+            pass  # QmpLink tells
+
+    # --------------------------------------------------------------- control
+
+    async def take_over(self, reason: str, *, force: bool, tell_vmm: bool) -> None:
+        """Opens the TAPs, announces the VM, and translates on. Idempotent.
+
+        Raises:
+            MisuseError: the primary is alive, or has gone on alone; `force` says that this is known.
+            QmpError: QEMU would not go on; the TAPs stay closed.
+        """
+        if self._taken_over:
+            return
+        if not force:
+            if self._abandoned:
+                raise MisuseError(
+                    f"the primary goes on alone ({self._abandoned}), this VM is out of date; force to do it"
+                )
+            if self.link_up:
+                raise MisuseError("the primary is alive, the link is up; force to have it silenced and taken over")
+        self._taken_over = reason
+        if self.link_up and self.say(Message("took-over", text=reason)):
+            await asyncio.sleep(0.1)  # it closes its TAPs before ours open
+        if self._qmp is not None and tell_vmm:
+            try:
+                await self._qmp_take_over(self._qmp)
+            except QmpError:
+                self._taken_over = ""
+                raise
+        self.path.takeover()
+        self.link_up, self.link_reason, self.session = False, reason, None
+        for wires in self.nics:
+            wires.set_open(is_open=True)
+        known = self.path.neighbours()
+        places = [
+            place
+            for wires in self.nics
+            for place in announce.places_of(known, wires.index, wires.nic.announce, wires.nic.vlans)
+        ]
+        self.tell(told.TookOver(reason, len(places)))
+        self.spawn(self._announce(places))
+
+    async def _qmp_take_over(self, qmp: QmpLink) -> None:
+        with contextlib.suppress(QmpError):  # there may be none
+            await qmp.execute("nbd-server-stop")
+        await qmp.execute("x-colo-lost-heartbeat")
+
+    async def _announce(self, places: list[Neighbour]) -> None:
+        for pause in announce.pauses():
+            await asyncio.sleep(pause)
+            for place in places:
+                with contextlib.suppress(ColoproxyError):  # no room: there will be another round
+                    self.path.inject(place.nic, announce.frame_of(place))
+
+    # ---------------------------------------------------------------- status
+
+    @property
+    def state(self) -> str:
+        if self._taken_over:
+            return "taken-over"
+        return "abandoned" if self._abandoned else "standby"
+
+    def status(self) -> dict[str, Any]:
+        counters = self.path.counters()
+        return {**super().status(), "state": self.state, "epoch": self.epochs, "rewriter": counters["rewriter"]}
