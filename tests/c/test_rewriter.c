@@ -107,16 +107,15 @@ struct segment {
 static uint32_t build(uint8_t *out, const struct shape *shape, const struct segment *s)
 {
     static const uint8_t payload[64] = "what is said";
-    uint8_t options[40] = {0};
+    uint8_t options[40];
     uint32_t n = 0, len;
     struct frame_spec f = {.family = shape->family, .vlans = shape->vlans, .vnet_len = shape->vnet_len,
                            .sport = s->from_client ? 50000 : 80, .dport = s->from_client ? 80 : 50000, .seq = s->seq,
                            .ack = s->ack, .flags = s->flags, .payload = payload, .payload_len = s->length};
 
+    memset(options, 1, sizeof options); /* NOPs */
     if (s->ts) {
-        options[n++] = 1;
-        if (!shape->odd)
-            options[n++] = 1;
+        n = shape->odd ? 1 : 2;
         options[n] = 8;
         options[n + 1] = 10;
         colo_store32(options + n + 2, s->tsval);
@@ -653,6 +652,510 @@ static void test_window_scale(void)
     }
 }
 
+/* A device that completes another checksum than this segment's: ours is complete. */
+static void test_partial_elsewhere(void)
+{
+    const struct shape *shape = &SHAPES[4];
+    struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1};
+    colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+    uint32_t len = build(buf, shape, &o), at = tcp_at(shape);
+    uint16_t before = colo_load16(buf + at + 16);
+
+    buf[6]++; /* csum_start */
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 12, 0), DONE);
+    CHECK_EQ(colo_load16(buf + at + 16), colo_csum_update32(before, 0x80000001, 1001));
+    colo_rewriter_destroy(r);
+}
+
+static void test_mark_that_was_missed(void)
+{
+    static const struct {
+        uint32_t seq;
+        uint8_t flags;
+        enum want want;
+        int unshifted;
+    } rows[] = {
+        {1001, ACK, NONE, 1},                    /* the primary's number */
+        {1001 + (1 << 24), ACK, NONE, 1},        /* at the edge of the window */
+        {1001 + (1 << 24) + 1, ACK, DONE, 0},    /* neither fits: as known */
+        {1001 - (1 << 24), ACK, NONE, 1},
+        {1001, RST | ACK, DONE, 0},              /* a reset may have any number */
+        {0x80000001 + (1 << 24), ACK, DONE, 0},
+        {0x80000001, ACK, DONE, 0},
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct shape *shape = &SHAPES[0];
+        struct segment c = {.from_client = true, .flags = SYN}; /* its scale is 0: so the least radius */
+        struct segment o = {.flags = rows[i].flags, .seq = rows[i].seq, .ack = 1};
+        struct colo_rewriter_counters counters;
+        colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+        uint32_t len = build(buf, shape, &c);
+
+        CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), NONE);
+        c = (struct segment){.from_client = true, .flags = ACK, .seq = 1, .ack = 1001};
+        len = build(buf, shape, &c);
+        CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), DONE);
+        len = build(buf, shape, &o);
+        CHECK_NOTE("row %zu", i);
+        CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), rows[i].want);
+        CHECK_EQ(colo_load32(buf + tcp_at(shape) + 4), rows[i].want == DONE ? o.seq + 1000 - 0x80000000 : o.seq);
+        colo_rewriter_counters_of(r, &counters);
+        CHECK_EQ(counters.unshifted, rows[i].unshifted);
+        CHECK_EQ(counters.flows, !rows[i].unshifted);
+        colo_rewriter_destroy(r);
+    }
+}
+
+/* Number 0 in an RST with ACK is no number of the flow's, unless it is. */
+static void test_reset_without_a_number(void)
+{
+    const struct shape *shape = &SHAPES[0];
+    struct segment o = {.flags = RST | ACK, .seq = 0, .ack = 77};
+    colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+    uint32_t len = build(buf, shape, &o);
+
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), NONE);
+    colo_rewriter_destroy(r);
+}
+
+static void test_signed_segments(void)
+{
+    static const struct {
+        uint8_t kind, len;
+    } rows[] = {{19, 18}, {29, 16}};
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct shape *shape = &SHAPES[0];
+        uint8_t options[20] = {1, 1, rows[i].kind, rows[i].len};
+        struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1, .more = options, .more_len = 20};
+        struct segment c = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001, .more = options, .more_len = 20};
+        struct colo_rewriter_counters counters;
+        colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+        uint32_t len = build(buf, shape, &o);
+
+        memcpy(want, buf, len);
+        CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 0, 0), NONE);
+        CHECK_MEM(buf, want, len);
+        len = build(buf, shape, &c);
+        memcpy(want, buf, len);
+        CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), NONE);
+        CHECK_MEM(buf, want, len);
+        colo_rewriter_counters_of(r, &counters);
+        CHECK_EQ(counters.signed_segments, 2);
+        colo_rewriter_destroy(r);
+    }
+}
+
+/* Other NIC, VLAN, port or address: another flow. */
+static void test_what_names_a_flow(void)
+{
+    const struct shape *shape = &SHAPES[2]; /* one VLAN, a header of 10 bytes */
+    uint32_t ip = ip_at(shape);
+    const uint32_t places[] = {ip - 3, ip + 12, ip + 19, ip + 21, ip + 23};
+    struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1};
+    colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+    uint32_t len = build(buf, shape, &o);
+
+    CHECK_EQ(colo_rewriter_out(r, 1, buf, len, 10, 0), NONE);
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        (void)build(buf, shape, &o);
+        buf[places[i]] ^= 1;
+        CHECK_NOTE("place %zu", i);
+        CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 10, 0), NONE);
+    }
+    (void)build(buf, shape, &o);
+    buf[ip - 4] |= 0xe0; /* priority and DEI name none */
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, 10, 0), DONE);
+    colo_rewriter_destroy(r);
+}
+
+/* A segmentation super-frame: only its headers are looked at. */
+static void test_super_frame(void)
+{
+    static uint8_t payload[65535 - 40], big[70000], expected[70000];
+    struct frame_spec f = {.sport = 80, .dport = 50000, .seq = 0x80000001, .ack = 1, .flags = ACK,
+                           .payload = payload, .payload_len = sizeof payload, .vnet_len = 12};
+    const struct shape shape = {4, 0, 12, false, false};
+    colo_rewriter *r = known_flow(&shape, NULL, NULL, 0);
+    uint32_t len = frame_build(big, &f);
+
+    big[1] = 1; /* TCP over IPv4, 1,448 bytes each */
+    colo_store16(big + 4, 0xa805);
+    CHECK_EQ(colo_rewriter_out(r, 0, big, len, 12, 0), DONE);
+    f.seq = 1001;
+    CHECK_EQ(frame_build(expected, &f), len);
+    expected[1] = 1;
+    colo_store16(expected + 4, 0xa805);
+    CHECK_MEM(big, expected, len);
+    colo_rewriter_destroy(r);
+}
+
+/* Cuts an IP packet's payload after `cut` bytes (a multiple of 8), as the first fragment. Returns the new length. */
+static uint32_t first_fragment(uint8_t *frame, const struct shape *shape, uint32_t cut)
+{
+    uint32_t ip = ip_at(shape), at = tcp_at(shape);
+
+    if (shape->family == 4) {
+        colo_store16(frame + ip + 2, (uint16_t)(20 + cut));
+        colo_store16(frame + ip + 6, 0x2000);
+        return at + cut;
+    }
+    memmove(frame + at + 8, frame + at, cut);
+    memcpy(frame + at, "\x06\0\0\1\0\0\0\x09", 8);
+    frame[ip + 6] = 44;
+    colo_store16(frame + ip + 4, (uint16_t)(8 + cut));
+    return at + 8 + cut;
+}
+
+static void test_fragments(void)
+{
+    static const uint8_t options[16] = {1, 1, 5, 10, 0, 0, 4, 0, 0, 0, 5, 0};
+    static const struct {
+        uint32_t cut;
+        enum want want;
+    } rows[] = {{8, DROP}, {16, DROP}, {24, DROP}, {32, DROP}, {40, DONE}, {48, DONE}};
+
+    for (size_t k = 0; k < 2; k++)
+        for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+            const struct shape *shape = &SHAPES[k];
+            struct segment c = {.from_client = true, .flags = ACK, .seq = 1, .ack = 1001, .length = 60,
+                                .more = options, .more_len = 16};
+            struct colo_rewriter_counters counters;
+            colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+            uint32_t at = tcp_at(shape), len, blocks[2] = {0x400, 0x500};
+
+            (void)build(buf, shape, &c);
+            len = first_fragment(buf, shape, rows[i].cut);
+            memcpy(want, buf, len);
+            CHECK_NOTE("family %d, cut after %u", shape->family, (unsigned)rows[i].cut);
+            CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), rows[i].want);
+            if (rows[i].want == DONE) {
+                uint8_t moved[16];
+
+                memcpy(moved, options, 16);
+                for (int b = 0; b < 2; b++)
+                    colo_store32(moved + 4 + 4 * b, blocks[b] + 0x80000000 - 1000);
+                c.ack = 0x80000001;
+                c.more = moved;
+                (void)build(want, shape, &c); /* so the checksum is right for the whole segment */
+                CHECK_EQ(first_fragment(want, shape, rows[i].cut), len);
+            }
+            CHECK_MEM(buf, want, len);
+            colo_rewriter_counters_of(r, &counters);
+            CHECK_EQ(counters.dropped, rows[i].want == DROP);
+            /* A later fragment has none of our fields; nor has a first one of an unknown flow. */
+            c = (struct segment){.from_client = true, .flags = ACK, .seq = 1, .ack = 1001, .length = 40};
+            (void)build(buf, shape, &c);
+            len = first_fragment(buf, shape, 16);
+            if (shape->family == 4)
+                buf[ip_at(shape) + 7] = 2;
+            else
+                buf[at + 3] = 16 << 3 | 1;
+            CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), NONE);
+            (void)build(buf, shape, &c);
+            len = first_fragment(buf, shape, 16);
+            CHECK_EQ(colo_rewriter_in(r, 3, buf, len, 0, 0), NONE);
+            colo_rewriter_destroy(r);
+        }
+}
+
+/* An ICMP error to or from the VM that quotes `cut` bytes of the TCP segment in `quoted`. */
+static uint32_t build_error(uint8_t *out, const struct shape *shape, uint8_t *quoted, uint32_t cut, bool partial)
+{
+    uint32_t ip = ip_at(shape), at = tcp_at(shape), header = at - ip, body = 8 + header + cut;
+    uint64_t sum = 0;
+
+    memcpy(out, quoted, at);
+    memset(out, 0, shape->vnet_len);
+    turn_round(out, shape); /* whoever got it complains */
+    out[ip + (shape->family == 6 ? 6 : 9)] = shape->family == 6 ? 58 : 1;
+    colo_store16(out + ip + (shape->family == 6 ? 4 : 2), (uint16_t)(shape->family == 6 ? body : 20 + body));
+    memset(out + at, 0, 8);
+    out[at] = shape->family == 6 ? 1 : 3;
+    memcpy(out + at + 8, quoted + ip, header + cut);
+    if (shape->family == 6)
+        sum = colo_csum_add(58 + body, out + ip + 8, 32);
+    if (partial) {
+        out[0] = 1;
+        out[6] = (uint8_t)(at - shape->vnet_len);
+        out[8] = 2;
+        colo_store16(out + at + 2, (uint16_t)~colo_csum_fold(sum));
+    } else {
+        colo_store16(out + at + 2, colo_csum_fold(colo_csum_add(sum, out + at, body)));
+    }
+    return at + body;
+}
+
+static void test_quotes(void)
+{
+    static uint8_t inner[4096];
+
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (int from_client = 0; from_client < 2; from_client++)
+            for (uint32_t cut = 0; cut <= 44; cut++)
+                for (int partial = 0; partial <= (SHAPES[i].vnet_len != 0); partial++) {
+                    struct shape shape = SHAPES[i];
+                    uint8_t sack[12] = {1, 1, 5, 10}, moved[12] = {1, 1, 5, 10};
+                    struct segment p = {.flags = SYN | ACK, .seq = 1000, .ack = 1, .ts = true, .tsval = 5000};
+                    struct segment s = {.flags = SYN | ACK, .seq = 0x80000000, .ack = 1, .ts = true, .tsval = 70};
+                    struct segment q = {.from_client = from_client, .flags = ACK, .length = 4, .ts = true,
+                                        .more = sack, .more_len = 12};
+                    struct colo_rewriter_counters counters;
+                    colo_rewriter *r = make(0);
+                    uint32_t len;
+                    bool has = cut >= (from_client ? 12 : 8);
+                    int got;
+
+                    REQUIRE(r);
+                    shape.partial = false;
+                    len = build(buf, &shape, &p);
+                    CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, shape.vnet_len, 0), 0);
+                    len = build(buf, &shape, &s);
+                    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape.vnet_len, 0), DONE);
+                    colo_store32(sack + 4, from_client ? 0x80000100 : 33);
+                    colo_store32(moved + 4, from_client ? 1256 : 33);
+                    colo_store32(sack + 8, from_client ? 0x80000200 : 44);
+                    colo_store32(moved + 8, from_client ? 1512 : 44);
+                    q.seq = from_client ? 1 : 1001; /* as it was on the wire */
+                    q.ack = from_client ? 0x80000001 : 1;
+                    q.tsval = from_client ? 9 : 5001;
+                    q.tsecr = from_client ? 71 : 9;
+                    (void)build(inner, &shape, &q);
+                    len = build_error(buf, &shape, inner, cut, partial);
+                    q.seq = from_client ? 1 : 0x80000001;
+                    q.ack = from_client ? 1001 : 1;
+                    q.tsval = from_client ? 9 : 71;
+                    q.tsecr = from_client ? 5001 : 9;
+                    q.more = moved;
+                    (void)build(inner, &shape, &q);
+                    (void)build_error(want, &shape, inner, cut, partial);
+                    CHECK_NOTE("shape %zu, from client %d, cut %u, partial %d", i, from_client, (unsigned)cut, partial);
+                    if (from_client)
+                        got = colo_rewriter_out(r, 0, buf, len, shape.vnet_len, 0);
+                    else
+                        got = colo_rewriter_in(r, 0, buf, len, shape.vnet_len, 0);
+                    CHECK_EQ(got, has ? DONE : NONE);
+                    colo_rewriter_counters_of(r, &counters);
+                    CHECK_EQ(counters.icmp_rewritten, has);
+                    if (cut < 44) { /* part of a field can't be translated; nor are checksums right then */
+                        uint32_t at = tcp_at(&shape) + 8 + tcp_at(&shape) - ip_at(&shape);
+
+                        if (has)
+                            CHECK_MEM(buf + at, want + at, from_client ? 12 : 8);
+                        if (!partial && shape.family == 4)
+                            CHECK_EQ(colo_csum_fold(colo_csum_add(0, buf + tcp_at(&shape), len - tcp_at(&shape))), 0);
+                    } else {
+                        CHECK_MEM(buf, want, len);
+                    }
+                    colo_rewriter_destroy(r);
+                }
+}
+
+static void test_quotes_of_others(void)
+{
+    static uint8_t inner[4096];
+    const struct shape *shape = &SHAPES[0];
+    struct segment q = {.flags = ACK, .seq = 1001, .ack = 1};
+    colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+    uint32_t len, at = tcp_at(shape);
+    const struct {
+        uint32_t place;
+        uint8_t value;
+    } rows[] = {
+        {at, 8},             /* an echo request */
+        {at + 8, 0x46},      /* IP options that are not there */
+        {at + 8, 0x65},
+        {at + 8 + 9, 17},    /* UDP */
+        {at + 8 + 7, 1},     /* a later fragment */
+        {at + 8 + 3, 19},    /* an IP length less than the header's */
+        {at + 8 + 20, 0x77}, /* another port */
+        {at + 5, 6},         /* RFC 4884: only 24 bytes are the quote */
+    };
+
+    (void)build(inner, shape, &q);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        len = build_error(buf, shape, inner, 8, false);
+        buf[rows[i].place] = rows[i].value;
+        memcpy(want, buf, len);
+        CHECK_NOTE("row %zu", i);
+        CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), NONE);
+        CHECK_MEM(buf, want, len);
+    }
+    len = build_error(buf, shape, inner, 8, false);
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, 0, 0), DONE);
+    colo_rewriter_destroy(r);
+}
+
+/* Each cut in a buffer of its own size: the sanitizer guards its end. */
+static void test_every_truncation(void)
+{
+    static uint8_t inner[4096];
+
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (int kind = 0; kind < 3; kind++) {
+            const struct shape *shape = &SHAPES[i];
+            uint8_t sack[12] = {1, 1, 5, 10};
+            struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1, .length = 9, .more = sack, .more_len = 12};
+            struct segment q = {.from_client = true, .flags = ACK, .seq = 1, .ack = 0x80000001};
+            colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+            uint32_t len;
+
+            o.from_client = kind == 1;
+            len = build(want, shape, kind == 2 ? &q : &o);
+            if (kind == 2) {
+                memcpy(inner, want, len);
+                len = build_error(want, shape, inner, 20, false);
+            }
+            for (uint32_t cut = 0; cut < len; cut++) {
+                uint8_t *exact = malloc(cut ? cut : 1);
+                int got;
+
+                REQUIRE(exact);
+                memcpy(exact, want, cut);
+                CHECK_NOTE("shape %zu, kind %d, cut %u", i, kind, (unsigned)cut);
+                if (kind == 1)
+                    got = colo_rewriter_in(r, 0, exact, cut, shape->vnet_len, 0);
+                else
+                    got = colo_rewriter_out(r, 0, exact, cut, shape->vnet_len, 0);
+                CHECK_EQ(got, cut < shape->vnet_len ? COLO_ERR_MISUSE : NONE);
+                CHECK_EQ(colo_rewriter_learn(r, 0, exact, cut, shape->vnet_len, 0),
+                         cut < shape->vnet_len ? COLO_ERR_MISUSE : 0);
+                CHECK_MEM(exact, want, cut);
+                free(exact);
+            }
+            colo_rewriter_destroy(r);
+        }
+}
+
+static int learn_port(colo_rewriter *r, const struct shape *shape, uint16_t port, int64_t now)
+{
+    struct segment p = {.flags = SYN | ACK, .seq = 1000, .ack = 1};
+    uint32_t len = build(buf, shape, &p);
+
+    colo_store16(buf + tcp_at(shape) + 2, port);
+    return colo_rewriter_learn(r, 0, buf, len, shape->vnet_len, now);
+}
+
+static int speak_port(colo_rewriter *r, const struct shape *shape, uint16_t port, bool from_client, uint8_t flags)
+{
+    struct segment s = {.from_client = from_client, .flags = flags, .seq = 1, .ack = 1001};
+    uint32_t len;
+
+    if (!from_client) {
+        s.seq = 0x80000000;
+        s.ack = 1;
+    }
+    len = build(buf, shape, &s);
+    colo_store16(buf + tcp_at(shape) + (from_client ? 0 : 2), port);
+    if (from_client)
+        return colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0);
+    return colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0);
+}
+
+static void test_limits(void)
+{
+    const struct shape *shape = &SHAPES[0];
+    struct colo_rewriter_counters counters;
+    colo_rewriter *r = make(8);
+
+    REQUIRE(r);
+    for (uint16_t port = 1; port <= 4; port++) {
+        CHECK_EQ(learn_port(r, shape, port, 0), 0);
+        CHECK_EQ(speak_port(r, shape, port, false, SYN | ACK), DONE);
+        CHECK_EQ(speak_port(r, shape, port, true, ACK), DONE);
+    }
+    for (uint32_t port = 100; port < 60000; port++) /* a flood of SYNs */
+        CHECK_EQ(learn_port(r, shape, (uint16_t)port, 0), 0);
+    colo_rewriter_counters_of(r, &counters);
+    CHECK_EQ(counters.flows, 8);
+    CHECK_EQ(counters.evicted, 59900 - 4);
+    CHECK_EQ(counters.refused, 0);
+    for (uint16_t port = 1; port <= 4; port++) /* pushed out none of these */
+        CHECK_EQ(speak_port(r, shape, port, true, ACK), DONE);
+    for (uint16_t port = 5; port <= 8; port++) {
+        CHECK_EQ(learn_port(r, shape, port, 0), 0);
+        CHECK_EQ(speak_port(r, shape, port, false, SYN | ACK), DONE);
+        CHECK_EQ(speak_port(r, shape, port, true, ACK), DONE);
+    }
+    CHECK_EQ(learn_port(r, shape, 9, 0), COLO_ERR_LIMIT);
+    CHECK_EQ(speak_port(r, shape, 9, false, SYN | ACK), NONE);
+    colo_rewriter_counters_of(r, &counters);
+    CHECK_EQ(counters.refused, 2);
+    CHECK_EQ(speak_port(r, shape, 3, false, RST), DONE); /* a closed one makes room */
+    CHECK_EQ(learn_port(r, shape, 9, 0), 0);
+    CHECK_EQ(speak_port(r, shape, 3, true, ACK), NONE);
+    CHECK_EQ(speak_port(r, shape, 4, true, ACK), DONE);
+    colo_rewriter_mark(r);
+    colo_rewriter_counters_of(r, &counters);
+    CHECK_EQ(counters.flows, 0);
+    CHECK_EQ(learn_port(r, shape, 9, 0), 0);
+    colo_rewriter_destroy(r);
+}
+
+/* Half-open ones make room by their last use. */
+static void test_the_oldest_makes_room(void)
+{
+    const struct shape *shape = &SHAPES[0];
+    colo_rewriter *r = make(3);
+
+    REQUIRE(r);
+    for (uint16_t port = 1; port <= 3; port++)
+        CHECK_EQ(learn_port(r, shape, port, 0), 0);
+    CHECK_EQ(learn_port(r, shape, 1, 0), 0); /* again: 2 is the oldest now */
+    CHECK_EQ(learn_port(r, shape, 4, 0), 0);
+    CHECK_EQ(speak_port(r, shape, 1, false, SYN | ACK), DONE);
+    CHECK_EQ(speak_port(r, shape, 3, false, SYN | ACK), DONE);
+    CHECK_EQ(speak_port(r, shape, 2, false, SYN | ACK), NONE);
+    colo_rewriter_destroy(r);
+}
+
+static void test_creation(void)
+{
+    struct colo_rewriter_config config;
+
+    colo_rewriter_config_default(&config);
+    CHECK_EQ(config.max_flows, 65536);
+    config.max_flows = 0;
+    CHECK(colo_rewriter_create(&config) == NULL);
+    config.max_flows = UINT32_MAX;
+    CHECK(colo_rewriter_create(&config) == NULL);
+    colo_rewriter_destroy(NULL);
+}
+
+static void test_random_bytes(void)
+{
+    uint32_t rng = 7;
+
+    for (int i = 0; i < 60000; i++) {
+        const struct shape *shape = &SHAPES[(size_t)i % (sizeof SHAPES / sizeof *SHAPES)];
+        uint8_t sack[12] = {1, 1, 5, 10};
+        struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1, .ts = true, .more = sack, .more_len = 12};
+        colo_rewriter *r = known_flow(shape, NULL, NULL, 0);
+        uint32_t len;
+        uint8_t *exact;
+        int got;
+
+        o.from_client = i % 2;
+        len = build(buf, shape, &o);
+        for (int k = 0; k < 3; k++) {
+            rng = rng * 1103515245u + 12345u;
+            buf[shape->vnet_len + 12 + (rng >> 8) % (len - shape->vnet_len - 12)] = (uint8_t)(rng >> 24);
+        }
+        exact = malloc(len);
+        REQUIRE(exact);
+        memcpy(exact, buf, len);
+        got = i % 2 ? colo_rewriter_in(r, 0, exact, len, shape->vnet_len, 0)
+                    : colo_rewriter_out(r, 0, exact, len, shape->vnet_len, 0);
+        CHECK_NOTE("round %d", i);
+        CHECK(got >= NONE && got <= DROP);
+        if (got != DONE)
+            CHECK_MEM(exact, buf, len);
+        free(exact);
+        colo_rewriter_destroy(r);
+    }
+}
+
 CHECK_MAIN(
     TEST(test_passive_open),
     TEST(test_flags_are_bits),
@@ -666,4 +1169,18 @@ CHECK_MAIN(
     TEST(test_tsecr_is_bounded),
     TEST(test_sack),
     TEST(test_window_scale),
+    TEST(test_partial_elsewhere),
+    TEST(test_mark_that_was_missed),
+    TEST(test_reset_without_a_number),
+    TEST(test_signed_segments),
+    TEST(test_what_names_a_flow),
+    TEST(test_super_frame),
+    TEST(test_fragments),
+    TEST(test_quotes),
+    TEST(test_quotes_of_others),
+    TEST(test_every_truncation),
+    TEST(test_limits),
+    TEST(test_the_oldest_makes_room),
+    TEST(test_creation),
+    TEST(test_random_bytes),
 )
