@@ -37,6 +37,7 @@ TARGETS = (
     Target("input", 1024),
     Target("gate", 512),
     Target("schedule", 512),
+    Target("rewriter", 512),
 )
 
 
