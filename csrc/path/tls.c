@@ -24,7 +24,7 @@ enum {
 };
 
 struct colo_transport {
-    const colo_tls *tls; /* NULL: plain text */
+    colo_tls *tls; /* NULL: plain text */
     SSL *ssl;
     int fd;
     bool seen;    /* the peer's first byte was one of TLS's */
@@ -139,7 +139,7 @@ static bool make_ssl(colo_transport *t)
     return true;
 }
 
-colo_transport *colo_transport_create(const colo_tls *tls, int fd)
+colo_transport *colo_transport_create(colo_tls *tls, int fd)
 {
     colo_transport *t = calloc(1, sizeof *t);
 
@@ -154,6 +154,8 @@ colo_transport *colo_transport_create(const colo_tls *tls, int fd)
         return NULL;
     }
     t->open = !tls;
+    if (tls)
+        colo_tls_hold(tls);
     snprintf(t->cipher, sizeof t->cipher, "%s", tls ? "" : "plain text");
     return t;
 }
@@ -169,6 +171,7 @@ void colo_transport_destroy(colo_transport *t)
     }
     SSL_free(t->ssl);
     close(t->fd);
+    colo_tls_destroy(t->tls);
     free(t);
 }
 

@@ -32,10 +32,10 @@ colo_tls *colo_tls_psk(bool server, const char *identity, const uint8_t *key, si
 /* PEM files. The peer's certificate must be signed by `ca` and, if `peer_name` is not NULL, be of that DNS name. */
 colo_tls *colo_tls_certificates(bool server, const char *certificate, const char *key, const char *ca,
                                 const char *peer_name, char *text, size_t text_len);
-void colo_tls_destroy(colo_tls *tls); /* after its transports */
+void colo_tls_destroy(colo_tls *tls); /* its transports live on */
 
 /* `tls` NULL: plain text. Owns the fd (made non-blocking) from now on, not on failure. */
-colo_transport *colo_transport_create(const colo_tls *tls, int fd);
+colo_transport *colo_transport_create(colo_tls *tls, int fd);
 /* 0: done; COLO_TRANSPORT_READ or _WRITE: wait for that; else negative: refused, colo_transport_error says why. */
 int colo_transport_handshake(colo_transport *t);
 /*

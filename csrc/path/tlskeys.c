@@ -112,6 +112,7 @@ static colo_tls *create(bool server, char *text, size_t text_len)
     tls = calloc(1, sizeof *tls);
     if (!tls)
         return refuse(NULL, text, text_len, "no memory", NULL);
+    atomic_init(&tls->holders, 1);
     tls->server = server;
     tls->bio_method = colo_tls_bio_method();
     tls->ctx = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
@@ -182,9 +183,14 @@ colo_tls *colo_tls_certificates(bool server, const char *certificate, const char
     return tls;
 }
 
+void colo_tls_hold(colo_tls *tls)
+{
+    atomic_fetch_add(&tls->holders, 1);
+}
+
 void colo_tls_destroy(colo_tls *tls)
 {
-    if (!tls)
+    if (!tls || atomic_fetch_sub(&tls->holders, 1) > 1)
         return;
     SSL_CTX_free(tls->ctx);
     BIO_meth_free(tls->bio_method);

@@ -3,11 +3,14 @@
 #ifndef COLO_TLSKEYS_H
 #define COLO_TLSKEYS_H
 
+#include <stdatomic.h>
+
 #include <openssl/ssl.h>
 
 #include "tls.h"
 
 struct colo_tls {
+    atomic_uint holders; /* its creator, and each transport: a change of keys leaves connections alone */
     SSL_CTX *ctx;
     BIO_METHOD *bio_method;
     bool server;
@@ -18,5 +21,8 @@ struct colo_tls {
 
 /* In tls.c: the methods of the BIO that a transport reads and writes through; NULL: no memory. */
 BIO_METHOD *colo_tls_bio_method(void);
+
+/* One holder more, who will call colo_tls_destroy. */
+void colo_tls_hold(colo_tls *tls);
 
 #endif
