@@ -10,6 +10,8 @@ ColoproxyError
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
  |    +-- ControlError   what was said on the control socket breaks its protocol
  +-- DeviceError         a network device that can't be made, opened or set up
+ |         +-- ControlUnreachable   nobody answers there
+ |         +-- ControlRefused       the answer is an error
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)
@@ -57,7 +59,23 @@ class QmpError(PeerError):
 
 
 class ControlError(PeerError):
-    """A request or an answer on the control socket that breaks its protocol, or a coloproxy that isn't there."""
+    """What was said on the control socket breaks its protocol."""
+
+
+class ControlUnreachable(ControlError):
+    """Nobody listens on the control socket, it may not be used, or no answer came in time."""
+
+
+class ControlRefused(ControlError):
+    """A command on the control socket was answered by an error.
+
+    Attributes:
+        kind: one of the classes in coloproxy.control.protocol, such as "refused".
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class DeviceError(ColoproxyError):
