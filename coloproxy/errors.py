@@ -9,9 +9,9 @@ ColoproxyError
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
  |    +-- ControlError   what was said on the control socket breaks its protocol
- +-- DeviceError         a network device that can't be made, opened or set up
  |         +-- ControlUnreachable   nobody answers there
  |         +-- ControlRefused       the answer is an error
+ +-- DeviceError         a network device that can't be made, opened or set up
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import bench, compare, config, demo, mutate, replay, run
+from coloproxy.cli import bench, compare, config, ctl, demo, mutate, replay, run
 from coloproxy.cli.app import FAILED, app
 
-__all__ = ["app", "bench", "compare", "config", "demo", "main", "mutate", "replay", "run"]
+__all__ = ["app", "bench", "compare", "config", "ctl", "demo", "main", "mutate", "replay", "run"]
 
 
 def main() -> None:

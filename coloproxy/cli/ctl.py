@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coloproxy ctl`."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from coloproxy.cli.app import FAILED, app
+from coloproxy.cli.config import RoleOption, load_or_exit
+from coloproxy.control.client import ControlClient
+from coloproxy.control.view import line, render
+from coloproxy.errors import ControlError, ControlUnreachable
+from coloproxy.pair.model import RUNTIME_DIRECTORY
+
+UNREACHABLE = 3
+ANSWER_S = 10.0
+"""Beside what --wait gives, for an answer."""
+
+
+class Command(enum.Enum):
+    """What a running coloproxy can be asked for."""
+
+    STATUS = "status"
+    CHECKPOINT = "checkpoint"
+    FAILOVER = "failover"
+    ALONE = "alone"
+    RELOAD = "reload"
+
+
+CTL_HELP = """
+Asks a running coloproxy on this host.
+
+[bold]status[/bold]: what it does and how it is. [bold]checkpoint[/bold]: asks for one. [bold]failover[/bold]: the
+secondary takes over: its TAPs open to the network and it announces itself. Make sure first that the primary is dead or
+cut off. [bold]alone[/bold]: the primary goes on without a secondary: releases what it holds and passes everything.
+[bold]reload[/bold]: reads the pair's file again.
+"""
+
+EPILOG = r"""
+Without -c and --socket: the one coloproxy that has its socket in /run/coloproxy.
+
+[bold]Exit status[/bold]: 0 done, 1 refused or failed, 2 wrong usage, 3 coloproxy can't be reached.
+"""
+
+
+@app.command(help=CTL_HELP, epilog=EPILOG)
+def ctl(
+    command: Annotated[Command, typer.Argument(help="What to ask for.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="The pair's file; with --role.")
+    ] = None,
+    role: Annotated[RoleOption | None, typer.Option(help="This host's role.")] = None,
+    socket: Annotated[
+        Path | None, typer.Option("--socket", metavar="PATH", help="The control socket, instead of -c and --role.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came, as JSON.")] = False,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            max=86400,
+            help="Wait so long for coloproxy to be there, and until what was asked for has happened.",
+        ),
+    ] = None,
+) -> None:
+    path = _socket(config, role, socket)
+    arguments: dict[str, Any] = {} if wait is None else {"wait_s": wait}
+    if command is Command.STATUS:
+        arguments = {}  # it waits for coloproxy only
+    try:
+        with ControlClient(path, timeout=ANSWER_S + (wait or 0), appear=wait or 0) as client:
+            answer = client.request(command.value, arguments)
+    except ControlError as error:
+        typer.echo(f"coloproxy ctl: {error}", err=True)
+        raise typer.Exit(UNREACHABLE if isinstance(error, ControlUnreachable) else FAILED) from None
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _show(command, answer)
+
+
+def _socket(config: Path | None, role: RoleOption | None, socket: Path | None) -> Path:
+    if socket is not None and (config is not None or role is not None):
+        raise typer.BadParameter("use either --socket or -c with --role")
+    if socket is not None:
+        return socket
+    if config is not None and role is not None:
+        return load_or_exit(config, role).control_socket
+    if config is not None or role is not None:
+        raise typer.BadParameter("-c and --role go together: each role has a socket of its own")
+    found = sorted(RUNTIME_DIRECTORY.glob("*.sock"))
+    found = [path for path in found if path.stem.endswith(("-primary", "-secondary"))]
+    if len(found) == 1:
+        return found[0]
+    what = f"several: {', '.join(path.name for path in found)}" if found else "none"
+    raise typer.BadParameter(f"which coloproxy? -c FILE --role ROLE, or --socket PATH; in {RUNTIME_DIRECTORY}: {what}")
+
+
+def _show(command: Command, answer: Any) -> None:
+    console = Console(highlight=False, soft_wrap=False)
+    if command is Command.STATUS and isinstance(answer, dict):
+        console.print(render(answer))
+    elif isinstance(answer, dict) and answer:
+        console.print(line(answer))
+    else:
+        console.print(Text(f"{command.value}: done" if answer in (None, {}) else str(answer)))
