@@ -178,18 +178,20 @@ class Client:
         argv = ("curl", "--silent", "--show-error", "--fail", *options, url(path, ipv6=ipv6))
         return (await self.run(*argv, deadline=deadline)).check().stdout
 
-    async def download(self, path: str = "/large.bin", *, limit_rate: str | None = None) -> Transfer:
+    async def download(
+        self, path: str = "/large.bin", *, limit_rate: str | None = None, ipv6: bool = False
+    ) -> Transfer:
         """Begin a download; *limit_rate* as curl's option, for example `5M`."""
         options = ["--limit-rate", limit_rate] if limit_rate else []
-        return await self._transfer(None, [*options, "--no-buffer", url(path)])
+        return await self._transfer(None, [*options, "--no-buffer", url(path, ipv6=ipv6)])
 
-    async def upload(self, body: bytes, *, limit_rate: str | None = None) -> Transfer:
+    async def upload(self, body: bytes, *, limit_rate: str | None = None, ipv6: bool = False) -> Transfer:
         """Begin an upload; the guest answers with size and digest of what it received."""
         options = ["--limit-rate", limit_rate] if limit_rate else []
         # The guest knows neither "Expect: 100-continue" nor chunks: so say the length, and pass the body as is.
         options += ["--request", "POST", "--header", "Expect:", "--header", "Transfer-Encoding:"]
         options += ["--header", f"Content-Length: {len(body)}", "--upload-file", "-"]
-        return await self._transfer(body, [*options, url("/upload", port=UPLOAD_PORT)])
+        return await self._transfer(body, [*options, url("/upload", port=UPLOAD_PORT, ipv6=ipv6)])
 
     async def close(self) -> None:
         """End every transfer that still runs."""

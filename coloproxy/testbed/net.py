@@ -78,7 +78,7 @@ def network(name: str, *, vnet_hdr: bool) -> Iterator[Network]:
         for namespace in made.namespaces:
             ip(["netns", "add", namespace])
         batch(made.switch, _switch(made))
-        batch(made.client, _client())
+        batch(made.client, client_lines())
         batch(made.primary, [*_host(LINK_PRIMARY, vnet_hdr), f"link set {TAP} master br0"])
         batch(made.secondary, _host(LINK_SECONDARY, vnet_hdr))
         batch(made.primary, [tcg.quickack_route(_LINK_SUBNET, "link0")])
@@ -90,7 +90,7 @@ def network(name: str, *, vnet_hdr: bool) -> Iterator[Network]:
 
 
 def _switch(made: Network) -> list[str]:
-    lines = ["link set lo up", *_bridge()]
+    lines = ["link set lo up", *bridge_lines()]
     for port, (peer, namespace) in {
         "client0": ("eth0", made.client),
         "primary0": ("uplink0", made.primary),
@@ -106,7 +106,8 @@ def _switch(made: Network) -> list[str]:
     return lines
 
 
-def _client() -> list[str]:
+def client_lines() -> list[str]:
+    """The client's side of its eth0, for batch()."""
     return [
         "link set lo up",
         "link set eth0 up",
@@ -118,7 +119,7 @@ def _client() -> list[str]:
 def _host(address: str, vnet_hdr: bool) -> list[str]:
     return [
         "link set lo up",
-        *_bridge(),
+        *bridge_lines(),
         "link set uplink0 addrgenmode none master br0 up",
         f"tuntap add dev {TAP} mode tap{' vnet_hdr' if vnet_hdr else ''}",
         f"link set {TAP} addrgenmode none up",
@@ -127,12 +128,14 @@ def _host(address: str, vnet_hdr: bool) -> list[str]:
     ]
 
 
-def _bridge() -> list[str]:
+def bridge_lines() -> list[str]:
+    """A bridge br0 of a host or a switch, for batch()."""
     # A host has no address on the client network, not even a link-local one: whatever the guest receives then
     # comes from the client.  Without snooping, the bridge sends no queries of its own either.
     return [
         "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-        "link set br0 addrgenmode none up",
+        "link set br0 addrgenmode none",  # by itself: in one line with `up` it comes too late
+        "link set br0 up",
     ]
 
 
