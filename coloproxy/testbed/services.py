@@ -135,8 +135,9 @@ def prepare_content(directory: Path, large_bytes: int) -> Content:
         command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test bed", "-f", f"{directory}/{name}"])
     for name in ("tls.key", "host_key"):
         os.chown(directory / name, _NOBODY, _NOBODY)
-    # A shell for nobody, seen by sshd alone.
-    (directory / "passwd").write_text(f"root:x:0:0::/:/bin/sh\nnobody:x:{_NOBODY}:{_NOBODY}::/tmp:/bin/sh\n")
+    # A shell for nobody and an account that isn't locked, seen by sshd alone.
+    (directory / "passwd").write_text(f"nobody:x:{_NOBODY}:{_NOBODY}::/tmp:/bin/sh\n")
+    (directory / "shadow").write_text("nobody:*:1::::::\n")
     return Content(
         directory, copy_programs(server_programs(), directory / "programs"), hashlib.sha256(large).hexdigest()
     )
@@ -221,9 +222,9 @@ class VmServices:
         configuration.write_text(_SSHD.format(port=SSH_PORT, content=content))
         sshd = [str(self._content.programs.sshd), "-D", "-e", "-f", str(configuration)]
         # Process and mount namespaces of its own: sshd has children, and needs a user with a shell.
-        script = f'mount --bind "{content}/passwd" /etc/passwd && exec "$@"'
-        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c", script, "sh"]
-        await self._start("sshd", [*argv, *_AS_NOBODY, *_HARDENED, *sshd])
+        script = "".join(f'mount --bind "{content}/{name}" /etc/{name} && ' for name in ("passwd", "shadow"))
+        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c"]
+        await self._start("sshd", [*argv, script + 'exec "$@"', "sh", *_AS_NOBODY, *_HARDENED, *sshd])
         return {f"tcp {SSH_PORT}"}
 
     async def _start_dnsmasq(self) -> set[str]:
