@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bad network does to frames: lost, late, out of order, twice, too many, with a bit flipped.  Sans-I/O.
 
-One Lane is one direction of a cable.  It takes frames and the time, and gives out those that have arrived by then.  What
-befalls a frame is drawn from a generator of the lane's own: the same frames in the same order, with the same settings
-and the same seed, meet the same fate, at whatever time they come.
+One Lane is one direction of a cable.  It takes frames and the time, and gives out those that have arrived by then.
+What befalls a frame is drawn from a generator of the lane's own: the same frames in the same order, with the same
+settings and the same seed, meet the same fate, at whatever time they come.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 
     python -m coloproxy.testbed.impair_process --left packet:left --right packet:right --seed 1
 
-Ends are `packet:IF`, a packet socket on an interface that is there, or `tap:IF`, a TAP that it makes.  It reads commands
-from stdin, one JSON object a line, and answers each with a line on stdout; the first line on stdout says that both ends
-are open.  The end of stdin ends it.
+Ends are `packet:IF`, a packet socket on an interface that is there, or `tap:IF`, a TAP that it makes.  It reads
+commands from stdin, one JSON object a line, and answers each with a line on stdout; the first line on stdout says that
+both ends are open.  The end of stdin ends it.
 
     {"set": {"to_right": {"loss": 0.01}, "to_left": {}}}      {"cut": true}      {"counters": true}
 

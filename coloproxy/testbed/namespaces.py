@@ -51,7 +51,7 @@ class NamespaceOptions:
     offloads: bool = False
     """The VM's network card leaves checksums and segmentation to others: frames with partial checksums and super-frames
     come out of it.  Who reads them needs virtio-net headers."""
-    client_stack: Stack = Stack()
+    client_stack: Stack = field(default_factory=Stack)
     vm_stacks: Mapping[Role, Stack] = field(default_factory=lambda: {role: Stack() for role in ROLES})
     impaired: frozenset[Place] = frozenset()
     """Cables with a relay in them; NamespacePair.relays has it by that name."""
