@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -202,9 +203,12 @@ for text in sys.stdin:
 """
 PAYLOADS = [number.to_bytes(2, "big") * 300 for number in range(COUNT)]
 
-real = pytest.mark.skipif(
-    bool(missing(PROGRAMS)), reason=f"this machine lacks {', '.join(item.what for item in missing(PROGRAMS))}"
-)
+LACKS = ", ".join(item.what for item in missing(PROGRAMS))
+
+
+def real(test: Callable[..., Any]) -> Any:
+    """Needs root and a few programs."""
+    return pytest.mark.e2e(pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}")(test))
 
 
 async def send(network: NamespaceNetwork, payloads: list[bytes]) -> None:
@@ -304,7 +308,11 @@ async def test_wrong_use_is_told() -> None:
     async with AsyncExitStack() as stack:
         network, relay = await link_with_relay(stack)
         place = network.relays["link"]
-        for left, why in [("nowhere", "neither packet"), ("packet:nothere", "packet:nothere"), ("tap:left", "tap:left")]:
+        for left, why in [
+            ("nowhere", "neither packet"),
+            ("packet:nothere", "packet:nothere"),
+            ("tap:left", "tap:left"),
+        ]:
             with pytest.raises(NetworkError, match=why):
                 await Relay.start("wrong", place, left=left, right="packet:right", seed=1)
         await relay.close()
@@ -312,7 +320,7 @@ async def test_wrong_use_is_told() -> None:
             await relay.cut()
 
 
-NAMES = LaneCounters.__slots__  # type: ignore[attr-defined]
+NAMES = LaneCounters.__slots__
 
 
 def kill(child: asyncio.subprocess.Process) -> None:

@@ -12,10 +12,19 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+from coloproxy.testbed.server_programs import PROGRAMS as SERVER_PROGRAMS
+
+_PROGRAMS: Final = {
+    **{program: program for program in ("clang", "cpio", "tcpdump", "valgrind")},
+    **SERVER_PROGRAMS,
+}
 
 
 def _is_there(program: str) -> bool:
-    return shutil.which(program) is not None
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))  # root's may lack these
+    return shutil.which(program, path=path) is not None
 
 
 def _clang_runtime() -> str | None:
@@ -30,8 +39,7 @@ def _clang_runtime() -> str | None:
 
 def missing_packages() -> list[str]:
     """Debian packages that bring what the tests need and this machine lacks, as far as can be known now."""
-    programs = ("clang", "cpio", "tcpdump", "valgrind")  # named as their packages
-    packages = [program for program in programs if not _is_there(program)]
+    packages = sorted({package for program, package in _PROGRAMS.items() if not _is_there(program)})
     if _is_there("clang"):
         runtime = _clang_runtime()
         packages += [runtime] if runtime else []

@@ -23,6 +23,7 @@ import itertools
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
 from .errors import NetworkError
@@ -58,8 +59,13 @@ class Stack:
     sack: bool = True
     window_scaling: bool = True
     receive_buffer: int = 6291456
-    """Bytes; decides the window's scale factor: 2 at 212,992 (the least, by net.core.rmem_max), 7 at the kernel's
-    usual 6 MiB, 9 at 16 MiB."""
+    """Bytes; decides the window's scale factor, see window_scale: 7 at the kernel's usual 6 MiB, 9 at 16 MiB."""
+
+    @property
+    def window_scale(self) -> int:
+        """The scale factor that it announces.  This machine's net.core.rmem_max sets the least."""
+        space = max(self.receive_buffer, int(Path("/proc/sys/net/core/rmem_max").read_text()))
+        return min(max(space.bit_length() - 16, 0), 14)  # tcp_select_initial_window()
 
     def sysctls(self) -> dict[str, str]:
         """By their name below /proc/sys."""
