@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+import wire
+
 from model.packet import Key, Packet
 
 MAX_FRAGMENTS = 256  # of one datagram
@@ -73,7 +75,7 @@ def put_together(pieces: list[Packet]) -> bytes | None:
     if length > MAX_LENGTH:
         return None
     struct.pack_into("!H", head, l3 + (4 if family == 6 else 2), length)
-    return bytes(head) + body
+    return wire.of_nic(bytes(head) + body, firsts[0].key.nic)
 
 
 def _ip_header(head: bytes) -> int:
