@@ -19,6 +19,7 @@ from typing import Any
 
 from . import redirector
 from .address import PeerSource
+from .command_guide import CommandGuide
 from .engine import Engine
 from .engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
@@ -70,6 +71,8 @@ class Compare:
         if options.qmp is not None:
             guide = QmpGuide(options.qmp, options.timing, self._tell, self._revive)
             return guide, guide
+        if options.checkpoint_command is not None:
+            return CommandGuide(options.checkpoint_command, self._tell), None
         ask = None
         if options.notify_dev is not None:
             self._notify_source = PeerSource(options.notify_dev, "--notify-dev")
@@ -110,7 +113,9 @@ class Compare:
             await source.open()
             for where in source.bound():
                 log.info("%s: listening on %s", source.option.removeprefix("--").replace("-", "_"), where)
-        if self._options.qmp is None:
+        if self._options.checkpoint_command is not None:
+            log.info("checkpoints by %s", " ".join(self._options.checkpoint_command.command))
+        elif self._options.qmp is None:
             what = "checkpoints are up to notify_dev" if self._notify is not None else "no checkpoint can be asked for"
             log.warning("no --qmp: %s; comparing begins when the secondary connects", what)
 

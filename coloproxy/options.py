@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .address import Address
-from .checkpoint_actions import Timing
+from .checkpoint_actions import ON_DEMAND_ONLY, Timing
+from .command_guide import CommandOptions
 from .engine import Engine
 from .errors import MisuseError
 from .recording import RecordOptions, RingOptions, next_number
@@ -26,6 +27,7 @@ class CompareOptions:
     outdev: Address
     notify_dev: Address | None = None
     qmp: Address | None = None
+    checkpoint_command: CommandOptions | None = None
     vnet_hdr_support: bool = False
     compare_timeout_ms: int = 3000
     gap_timeout_ms: int = 50
@@ -54,6 +56,14 @@ class CompareOptions:
             self.record_ring.check()
         if self.qmp is not None and self.notify_dev is not None:
             raise MisuseError("--qmp and --notify-dev: use one of them; a commit must be told by one side only")
+        if self.checkpoint_command is not None:
+            if self.qmp is not None or self.notify_dev is not None:
+                raise MisuseError("--checkpoint-command: not together with --qmp or --notify-dev; one alone may commit")
+            if self.timing.checkpoint_delay_ms != ON_DEMAND_ONLY:
+                raise MisuseError("--checkpoint-period needs --qmp")
+            if self.keep_gap:
+                raise MisuseError("--keep-gap: not with --checkpoint-command, at whose commit both VMs stand still")
+            self.checkpoint_command.check()
         places: dict[str, str] = {}
         for option, address in (
             ("--primary-in", self.primary_in),

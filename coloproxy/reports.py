@@ -142,6 +142,19 @@ class CheckpointFailed(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeFailed(Report):
+    """The checkpoint command's `resume` failed: VMs may stand still. It is run again until it succeeds."""
+
+    reason: str
+    attempt: int
+    name: ClassVar[str] = "resume-failed"
+    level: ClassVar[int] = logging.ERROR
+
+    def __str__(self) -> str:
+        return f"the checkpoint command could not resume the VMs (attempt {self.attempt}): {self.reason}; trying again"
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorStopped(Report):
     """The guest stands still, and not for a checkpoint."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from coloproxy.cli.comparison import (
     RulesFile,
 )
 from coloproxy.cli.logs import set_up_logging
+from coloproxy.command_guide import CommandOptions
 from coloproxy.compare import Compare
 from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.lines import LineWriter
@@ -115,6 +117,34 @@ def compare(
             help="Xen's COLO frame: it is sent DO_CHECKPOINT and sends COLO_CHECKPOINT. Not together with --qmp.",
         ),
     ] = None,
+    checkpoint_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CMD",
+            rich_help_panel=CHECKPOINTS,
+            help="For VMs without QEMU: this program, run with `take`, stops both VMs and makes the secondary the "
+            "primary's copy; with `resume` both go on. Words as in a shell. See docs/checkpoint-command.md. Not "
+            "together with --qmp or --notify-dev.",
+        ),
+    ] = None,
+    checkpoint_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            min=0.05,
+            rich_help_panel=CHECKPOINTS,
+            help="A run of --checkpoint-command that takes longer has failed, and is killed.",
+        ),
+    ] = 60.0,
+    assume_equal: Annotated[
+        bool,
+        typer.Option(
+            "--assume-equal",
+            rich_help_panel=CHECKPOINTS,
+            help="With --checkpoint-command: both VMs are equal now, so comparing begins at once. Without it output "
+            "passes until a first checkpoint, when the secondary has connected.",
+        ),
+    ] = False,
     vnet_hdr_support: Annotated[
         bool,
         typer.Option(
@@ -296,6 +326,9 @@ def compare(
             outdev=parse_address(outdev, "--outdev"),
             notify_dev=_optional(notify_dev, "--notify-dev", may_listen=True),
             qmp=_optional(qmp, "--qmp", may_listen=False),
+            checkpoint_command=_command(
+                checkpoint_command, checkpoint_timeout, min_checkpoint_interval / 1000, assume_equal=assume_equal
+            ),
             vnet_hdr_support=vnet_hdr_support,
             compare_timeout_ms=compare_timeout,
             gap_timeout_ms=gap_timeout,
@@ -354,6 +387,23 @@ def _ring(seconds: float | None, directory: Path | None, size: int | None) -> Ri
     if (directory, size) != (None, None):
         raise MisuseError("--record-dir and --record-ring-bytes need --record-ring")
     return None
+
+
+def _command(text: str | None, timeout_s: float, interval_s: float, *, assume_equal: bool) -> CommandOptions | None:
+    if text is None:
+        if assume_equal:
+            raise MisuseError("--assume-equal needs --checkpoint-command")
+        return None
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise MisuseError(f"--checkpoint-command: {error}") from error
+    return CommandOptions(
+        tuple(words),
+        timeout_s=timeout_s,
+        min_interval_s=interval_s,
+        initial="assume-equal" if assume_equal else "checkpoint",
+    )
 
 
 def _optional(text: str | None, option: str, *, may_listen: bool) -> Address | None:
