@@ -15,11 +15,10 @@ from typing import Literal
 
 from .checkpoint_actions import EngineAlone, EngineCommit, EngineStop
 from .command_checkpoint import Action, CommandController, Do, Step
-from .engine import Engine
 from .engine_events import Committed, EngineEvent, PeerAttached, PeerLost, Port
 from .errors import MisuseError
 from .events import CheckpointWanted
-from .guide import Tell, cause_of
+from .guide import Epochs, Tell, cause_of
 from .program import run_program
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class CommandOptions:
         grace_s: from SIGTERM to SIGKILL, when a run takes too long or the service ends.
         min_interval_s: from a commit to the next `take`.
         initial: "checkpoint": output passes until a first checkpoint has made the secondary the primary's copy.
-            "assume-equal": both are equal when the first engine begins, the operator says; compared from then on.
+            "assume-equal": both are equal when the secondary is first there, the operator says; compared from then on.
     """
 
     command: tuple[str, ...]
@@ -74,9 +73,9 @@ class CommandGuide:
         self._options = options
         self._tell = tell
         self._hooks = {Step.BEFORE_COMMIT: before_commit, Step.AFTER_COMMIT: after_commit}
-        self._engine: Engine | None = None
+        self._engine: Epochs | None = None
         self._controller = self._new_controller()
-        self._begun = False  # an engine, before this one
+        self._begun = False  # the secondary has been there
         self._given_up: list[Do] = []  # of engines before: what lets the VMs go on
         self._job: Do | None = None
         self._changed = asyncio.Event()
@@ -84,23 +83,20 @@ class CommandGuide:
 
     # ---------------------------------------------------------------- Guide
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: Epochs) -> None:
         if (left := self._controller.unfinished()) is not None:
             self._given_up.append(left)
         if self._working is not None:
             self._working.cancel()
         self._engine, self._job = engine, None
         self._controller = self._new_controller()
-        if self._options.initial == "assume-equal" and not self._begun:
-            self._perform(self._controller.assume_equal(time.monotonic_ns()))
-        self._begun = True
         self._changed.set()
 
     def on_engine(self, event: EngineEvent) -> None:
         now = time.monotonic_ns()
         match event:
             case PeerAttached(port=Port.SECONDARY_IN):
-                self._perform(self._controller.on_secondary(now))
+                self.secondary_is_there()
             case PeerLost(port=Port.SECONDARY_IN):
                 self._perform(self._controller.on_secondary_lost())
             case CheckpointWanted():
@@ -135,7 +131,11 @@ class CommandGuide:
 
     def secondary_is_there(self) -> None:
         """Protection is to begin (again); the engine's PeerAttached of secondary_in says so too."""
-        self._perform(self._controller.on_secondary(time.monotonic_ns()))
+        now = time.monotonic_ns()
+        if self._options.initial == "assume-equal" and not self._begun:
+            self._perform(self._controller.assume_equal(now))
+        self._begun = True
+        self._perform(self._controller.on_secondary(now))
 
     # -------------------------------------------------------------- actions
 

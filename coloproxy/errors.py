@@ -8,6 +8,7 @@ ColoproxyError
  |    +-- ConfigError    a pair's file that can't be used; holds all that is wrong with it
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
+ |    +-- LinkError      whoever is at the link's other end was refused, or has refused us
  |    +-- ControlError   what was said on the control socket breaks its protocol
  |         +-- ControlUnreachable   nobody answers there
  |         +-- ControlRefused       the answer is an error
@@ -56,6 +57,20 @@ class PeerError(ColoproxyError):
 
 class QmpError(PeerError):
     """QEMU refused a command, answered nonsense, or did not answer in time."""
+
+
+class LinkError(PeerError):
+    """Whoever is at the other end of the link between two coloproxies was refused, or has refused us.
+
+    Attributes:
+        kind: one of coloproxy.path.refusals.Kind, for counters.
+        text: the reason, in words that an operator can act on.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
 
 
 class ControlError(PeerError):

@@ -187,6 +187,11 @@ class Checkpoint(Table):
             default=None, description="command: the program and its arguments; run on the primary, exit status 0: done."
         )
     )
+    initial: Literal["checkpoint", "assume-equal"] = Field(
+        default="checkpoint",
+        description="command: how protection begins. checkpoint: output passes until a first one has been made. "
+        "assume-equal: the operator says that both VMs are equal when the two coloproxies meet.",
+    )
     timeout: Annotated[int, Duration(10 * MS, 3600 * SECOND)] = Field(
         default=30 * SECOND, description="command: a program that runs longer is killed, and the checkpoint has failed."
     )
@@ -210,7 +215,7 @@ class Checkpoint(Table):
         elif self.back_end == "command" and self.command and not self.command[0].startswith("/"):
             yield ("command", 0), f"must be the program's absolute path, not {self.command[0]!r}"
         if self.back_end != "command":
-            yield from self._only_with(("command", "timeout"), 'back_end = "command"')
+            yield from self._only_with(("command", "initial", "timeout"), 'back_end = "command"')
         if self.back_end != "qmp":
             yield from self._only_with(("qmp_deadline", "qmp_patience"), 'back_end = "qmp"')
         if self.back_end == "none":

@@ -65,12 +65,20 @@ def set_carrier(fd: int, name: str, *, on: bool) -> None:
         raise DeviceError(f"{name}: can't set its carrier: {error.strerror}") from error
 
 
-def open_tap(name: str, *, queues: int = 1, vnet_hdr: bool = False) -> TapDevice:
+def open_tap(name: str, *, queues: int = 1, vnet_hdr: bool = False, netns: str | None = None) -> TapDevice:
     """Makes the TAP, or takes over one that nobody has open. It is not up yet, and has no carrier.
+
+    netns: the namespace where it is; None: our own.
 
     Raises:
         DeviceError: no right to, in use, or of another kind (queues, not a TAP).
     """
+    where = name if netns is None else f"{name} in namespace {netns}"
+    with _telling(f"TAP {where}"), _inside(netns):
+        return _open_tap(name, queues, vnet_hdr=vnet_hdr)
+
+
+def _open_tap(name: str, queues: int, *, vnet_hdr: bool) -> TapDevice:
     flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
     fds: list[int] = []
     try:
@@ -110,9 +118,9 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def set_up_tap(name: str, *, mtu: int, bridge: str | None) -> None:
+def set_up_tap(name: str, *, mtu: int, bridge: str | None, netns: str | None = None) -> None:
     """Its MTU, its place on a bridge, and up. Raises DeviceError."""
-    with IPRoute() as ip, _telling(f"TAP {name}"):
+    with _telling(f"TAP {name}"), _inside(netns), IPRoute() as ip:
         index = _index(ip, name)
         ip.link("set", index=index, mtu=mtu)
         if bridge is not None:
@@ -121,15 +129,6 @@ def set_up_tap(name: str, *, mtu: int, bridge: str | None) -> None:
                 raise DeviceError(f"TAP {name}: there is no bridge {bridge}")
             ip.link("set", index=index, master=master[0])
         ip.link("set", index=index, state="up")
-
-
-def move_to_namespace(name: str, netns: str, *, mtu: int) -> None:
-    """Puts a TAP of ours into the namespace where its VM is; whoever is there configures it. Raises DeviceError."""
-    with IPRoute() as ip, _telling(f"TAP {name} into namespace {netns}"):
-        index = _index(ip, name)
-        ip.link("set", index=index, mtu=mtu)
-        with _namespace(netns) as fd:
-            ip.link("set", index=index, net_ns_fd=fd)
 
 
 def open_packet(interface: str, netns: str | None, *, vnet_hdr: bool) -> int:
@@ -223,7 +222,6 @@ __all__ = [
     "VNET_LEN",
     "TapDevice",
     "enlarge",
-    "move_to_namespace",
     "open_packet",
     "open_tap",
     "set_carrier",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coloproxy.address import Address
+from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
 from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError
 from coloproxy.journal import Journal
@@ -181,7 +182,9 @@ class Host:
         name = arguments.get("vm")
         chosen = [vm for vm in self._vms if name is None or vm.vm.name == name]
         if not chosen:
-            raise ControlRefused(f"there is no VM {name!r}; there are {', '.join(vm.vm.name for vm in self._vms)}")
+            raise ControlRefused(
+                REFUSED, f"there is no VM {name!r}; there are {', '.join(vm.vm.name for vm in self._vms)}"
+            )
         return chosen
 
     async def _do_status(self, arguments: Mapping[str, Any]) -> object:
@@ -198,7 +201,7 @@ class Host:
     async def _do_checkpoint(self, arguments: Mapping[str, Any]) -> object:
         for vm in self._chosen(arguments):
             if not isinstance(vm, PrimaryVm):
-                raise ControlRefused("checkpoints are the primary's: ask its host")
+                raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
             vm.checkpoint(_reason(arguments))
         return {"asked": [vm.vm.name for vm in self._chosen(arguments)]}
 
@@ -206,7 +209,9 @@ class Host:
         vms = self._chosen(arguments)
         for vm in vms:
             if not isinstance(vm, SecondaryVm):
-                raise ControlRefused("this is the primary: failover is for the secondary, alone for the primary")
+                raise ControlRefused(
+                    REFUSED, "this is the primary: failover is for the secondary, alone for the primary"
+                )
             await vm.take_over(
                 _reason(arguments),
                 force=arguments.get("force") is True,
@@ -218,7 +223,9 @@ class Host:
         vms = self._chosen(arguments)
         for vm in vms:
             if not isinstance(vm, PrimaryVm):
-                raise ControlRefused("this is the secondary: alone is for the primary, failover for the secondary")
+                raise ControlRefused(
+                    REFUSED, "this is the secondary: alone is for the primary, failover for the secondary"
+                )
             await vm.go_alone(_reason(arguments), tell_vmm=arguments.get("network_only") is not True)
         return {"alone": [vm.vm.name for vm in vms]}
 
@@ -231,16 +238,18 @@ class Host:
             pair = load(self._path, self._role)
             keys = keys_of(pair)
         except ConfigError as error:
-            raise ControlRefused(str(error)) from error
+            raise ControlRefused(REFUSED, str(error)) from error
         changed = changes(self._pair, pair)
         if fixed := [key for key in changed if not live_only(key)]:
-            raise ControlRefused(f"can't be changed while it runs, restart for it: {', '.join(fixed)}")
+            raise ControlRefused(REFUSED, f"can't be changed while it runs, restart for it: {', '.join(fixed)}")
         self._notifier.reloading()
         self._pair = pair
         for vm, fresh in zip(self._vms, pair.vms, strict=True):
             vm.reload(pair, fresh)
-        for end in [*self._dialers, *([self._listener] if self._listener is not None else [])]:
-            end.keys = keys
+        for dialer in self._dialers:
+            dialer.keys = keys
+        if self._listener is not None:
+            self._listener.keys = keys
         logging.getLogger().setLevel(pair.process.log_level.upper())
         self._notifier.ready(f"{self._role} of {pair.name}")
         log.info("reloaded: %s", ", ".join(changed) or "nothing has changed")

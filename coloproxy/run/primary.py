@@ -271,15 +271,15 @@ class PrimaryVm(RunningVm):
             if self.link_up and not self._synced:
                 self._sync()
             return
+        if not self._alone:
+            # Before: a commit that begins protection without a checkpoint ends no epoch of the secondary's.
+            self._guide.secondary_is_there()
         try:
             self.path.accept()
-        except MisuseError:  # another one came between
+        except MisuseError:  # another token was given
             return
         self._synced = True
         self.tell(told.Synced())
-        if self._alone:
-            return
-        self._guide.secondary_is_there()
 
     def committed(self) -> None:
         """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""

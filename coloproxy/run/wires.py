@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -42,10 +42,11 @@ class NicWires:
 
     async def open(self) -> None:
         """Makes the devices and binds the sockets. Raises DeviceError or AddressError."""
-        self._open_tap()
+        # In a thread: pyroute2 runs an event loop of its own.
+        await asyncio.to_thread(self._open_tap)
         side = self.nic.vm
         if not side.is_socket:
-            self._vm_fd = self._open_interface()
+            self._vm_fd = await asyncio.to_thread(self._open_interface)
         elif side.kind != "dgram" and side.address is not None:
             plain = Address(
                 connect=not side.listen, host=side.address.host, port=side.address.port, path=side.address.path
@@ -73,12 +74,9 @@ class NicWires:
         vnet_len = devices.VNET_LEN if side.vnet_hdr else 0
         if side.kind == "packet":
             return devices.open_packet(side.name, side.netns, vnet_hdr=side.vnet_hdr), WireKind.PACKET, vnet_len
-        device = devices.open_tap(side.name, vnet_hdr=side.vnet_hdr)
+        device = devices.open_tap(side.name, vnet_hdr=side.vnet_hdr, netns=side.netns)
         device.set_carrier(on=True)
-        if side.netns is not None:
-            devices.move_to_namespace(side.name, side.netns, mtu=self.nic.tap.mtu)
-        else:
-            devices.set_up_tap(side.name, mtu=self.nic.tap.mtu, bridge=None)
+        devices.set_up_tap(side.name, mtu=self.nic.tap.mtu, bridge=None, netns=side.netns)
         return device.fds[0], WireKind.FRAMES, device.vnet_len
 
     def start(self, path: Path) -> None:
@@ -140,28 +138,28 @@ class NicWires:
     async def _serve_tap(self, path: Path) -> None:
         lost = self._lost[Place.CLIENT]
 
-        def again() -> None:
-            self._open_tap()
+        async def again() -> None:
+            await asyncio.to_thread(self._open_tap)
             self._attach_tap(path)
             self.set_open(is_open=self.is_open)
 
         await self._serve_device(lost, again)
 
     async def _serve_interface(self, path: Path) -> None:
-        def again() -> None:
-            self._vm_fd = self._open_interface()
+        async def again() -> None:
+            self._vm_fd = await asyncio.to_thread(self._open_interface)
             self._attach_interface(path)
 
         await self._serve_device(self._lost[Place.VM], again)
 
-    async def _serve_device(self, lost: asyncio.Event, again: Callable[[], None]) -> None:
+    async def _serve_device(self, lost: asyncio.Event, again: Callable[[], Awaitable[None]]) -> None:
         said = ""
         while True:
             await lost.wait()
             lost.clear()
             await asyncio.sleep(DEVICE_RETRY_S)
             try:
-                again()
+                await again()
                 said = ""
             except ColoproxyError as error:
                 lost.set()

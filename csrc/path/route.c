@@ -60,10 +60,7 @@ static bool push(struct colo_path *p, enum colo_link_type type, const struct col
 /* Whether the link has room for a frame; how long it has had none is told by full_since. */
 static bool link_has_room(struct colo_path *p)
 {
-    /* Some is left for what must not be left out: notices and marks. */
-    const size_t reserve = p->config.max_frame + p->config.link.send_bytes / 16;
-
-    if (colo_link_room(p->link) >= reserve) {
+    if (colo_link_room(p->link) >= p->config.max_frame) {
         p->full_since = 0;
         p->overrun = false;
         return true;
