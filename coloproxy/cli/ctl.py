@@ -60,6 +60,18 @@ def ctl(
     socket: Annotated[
         Path | None, typer.Option("--socket", metavar="PATH", help="The control socket, instead of -c and --role.")
     ] = None,
+    vm: Annotated[str | None, typer.Option(metavar="NAME", help="That VM alone; left out: all of the pair's.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="For the logs of both hosts.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="failover, though the primary is alive: it is silenced first, if it hears.")
+    ] = False,
+    network_only: Annotated[
+        bool,
+        typer.Option(
+            "--network-only",
+            help="failover, alone: don't tell QEMU (x-colo-lost-heartbeat); somebody else does, or there is none.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came, as JSON.")] = False,
     wait: Annotated[
         float | None,
@@ -72,9 +84,15 @@ def ctl(
     ] = None,
 ) -> None:
     path = _socket(config, role, socket)
-    arguments: dict[str, Any] = {} if wait is None else {"wait_s": wait}
-    if command is Command.STATUS:
-        arguments = {}  # it waits for coloproxy only
+    arguments: dict[str, Any] = {} if vm is None else {"vm": vm}
+    if command is not Command.STATUS:
+        arguments |= {"wait_s": wait} if wait is not None else {}
+        arguments |= {"reason": reason} if reason is not None else {}
+    if force and command is not Command.FAILOVER:
+        raise typer.BadParameter("--force is for failover")
+    if network_only and command not in (Command.FAILOVER, Command.ALONE):
+        raise typer.BadParameter("--network-only is for failover and alone")
+    arguments |= {name: True for name, given in (("force", force), ("network_only", network_only)) if given}
     try:
         with ControlClient(path, timeout=ANSWER_S + (wait or 0), appear=wait or 0) as client:
             answer = client.request(command.value, arguments)

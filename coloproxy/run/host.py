@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coloproxy.address import Address
+from coloproxy.control.protocol import FAILED as FAILED_
 from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
 from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError
@@ -199,11 +200,23 @@ class Host:
         }
 
     async def _do_checkpoint(self, arguments: Mapping[str, Any]) -> object:
+        vms = []
         for vm in self._chosen(arguments):
             if not isinstance(vm, PrimaryVm):
                 raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
+            vms.append((vm, vm.checkpoints))
+        for vm, _ in vms:
             vm.checkpoint(_reason(arguments))
-        return {"asked": [vm.vm.name for vm in self._chosen(arguments)]}
+        wait = arguments.get("wait_s")
+        if isinstance(wait, int | float) and not isinstance(wait, bool):
+            try:
+                async with asyncio.timeout(wait):
+                    for vm, before in vms:
+                        await vm.checkpoint_after(before)
+            except TimeoutError:
+                raise ControlRefused(FAILED_, f"no checkpoint has committed in {wait:g} s") from None
+            return {"committed": [vm.vm.name for vm, _ in vms]}
+        return {"asked": [vm.vm.name for vm, _ in vms]}
 
     async def _do_failover(self, arguments: Mapping[str, Any]) -> object:
         vms = self._chosen(arguments)

@@ -99,6 +99,7 @@ class PrimaryVm(RunningVm):
         self._dialing: asyncio.Task[None] | None = None
         self._token_stops = 0
         self._marked = asyncio.Event()
+        self._checkpointed = asyncio.Event()
         self._synced = False
         self._commits = 0
         self._alone = ""
@@ -209,6 +210,7 @@ class PrimaryVm(RunningVm):
         """The guide's reports; some of them are kept for the status."""
         if isinstance(report, CheckpointCommitted):
             self.checkpoints += 1
+            self._checkpointed.set()
             self.last_checkpoint = {
                 "causes": list(report.causes),
                 "stop_to_resume_ms": _ms(report.stop_to_resume_ns),
@@ -331,6 +333,12 @@ class PrimaryVm(RunningVm):
         if self._alone or not self._guide.protected():
             raise MisuseError(f"{self.vm.name} is not protected: there is no secondary to be made equal")
         self._guide.want(reason)
+
+    async def checkpoint_after(self, number: int) -> None:
+        """Until more than so many have committed."""
+        while self.checkpoints <= number:
+            self._checkpointed.clear()
+            await self._checkpointed.wait()
 
     async def go_alone(self, reason: str, *, tell_vmm: bool) -> None:
         """Releases what is held, and passes from now on. Idempotent."""
