@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ipwalk.h - the IPv6 extension headers in places that parse.h does not look at: behind a fragment header, in a quote. */
+/* ipwalk.h - IPv6 extension headers in places that parse.h does not look at: behind a fragment header, in a quote. */
 #ifndef COLO_IPWALK_H
 #define COLO_IPWALK_H
 
@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 /*
- * From *at and *protocol to the first header that is no extension; both move on. A fragment header of a first fragment is
- * passed over. False: the bytes end before, the chain is too long, or it is a later fragment.
+ * From *at and *protocol to the first header that is no extension; both move on. A fragment header of a first fragment
+ * is passed over. False: the bytes end before, the chain is too long, or it is a later fragment.
  */
 static inline bool colo_ipwalk_extensions(const uint8_t *data, uint32_t *at, uint32_t end, uint8_t *protocol)
 {

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* What one checksum covers. A quoted segment lies in an ICMP message: changes in it are changes of the outer one too. */
+/* What one checksum covers. A quoted segment lies in an ICMP message, which changes with it. */
 struct colo_patch {
     uint8_t *data;
     uint32_t base;    /* where the covered words begin: words are at even distances from here */

@@ -121,7 +121,8 @@ static void expire(colo_rewriter *r, int64_t now)
     }
 }
 
-int colo_rewriter_learn(colo_rewriter *r, uint8_t nic, const uint8_t *data, uint32_t len, uint32_t vnet_len, int64_t now)
+int colo_rewriter_learn(colo_rewriter *r, uint8_t nic, const uint8_t *data, uint32_t len, uint32_t vnet_len,
+                        int64_t now)
 {
     struct frame f = {.data = (uint8_t *)(uintptr_t)data, .vnet_len = vnet_len}; /* only read here */
     struct colo_rwflow *flow;

@@ -7,10 +7,9 @@
 enum {
     MAX_SCALE = 14,          /* RFC 7323, section 2.3 */
     SYN_WINDOW = 65535,      /* of a SYN or SYN-ACK: never scaled */
-    NEAR = 1 << 24,          /* the least distance from the client's ACK at which a number fits */
-    CLIENT_WINDOW = 1 << 20, /* how far ahead of the VM's ACK the client is believed to send */
-    OLDEST_ACK = 1 << 30,    /* how old an ACK may be; how new, beyond what the VM was seen to send: */
-    NEWEST_ACK = 65535,      /* ... a fragmented segment is longer than its first fragment */
+    NEAR = 1 << 24,          /* at this distance a number fits, at more if the window is larger */
+    CLIENT_WINDOW = 1 << 20, /* how far ahead of the VM's ACK a reset of the client's is believed */
+    NEWEST_ACK = 65535,      /* beyond what the VM was seen to send: of a fragmented segment that is less */
     TS_MARGIN = 200,         /* ms */
     NS_PER_MS = 1000000,
 };
@@ -69,7 +68,7 @@ static void settle(struct colo_rwflow *f, const struct colo_rwsyn *p)
     f->s_scale = scale_of(f->s.wscale);
 }
 
-/* Do both SYNs belong to one connection? The client's number tells, which is in the ACK; without one the newest does. */
+/* Do both SYNs belong to one connection? The client's number tells, which is in the ACK; else the newest does. */
 static bool belong_together(const struct colo_rwsyn *p, const struct colo_rwsyn *s)
 {
     if (!p->seen || !s->seen || p->active != s->active)
@@ -81,7 +80,9 @@ static bool belong_together(const struct colo_rwsyn *p, const struct colo_rwsyn 
 
 static void join(struct colo_rwflow *f)
 {
-    if (f->answered || !belong_together(&f->p, &f->s)) /* answered: the client has settled it */
+    bool joined = f->known && f->p.used && f->p.used_by == f->s.isn && f->seq_shift == f->p.isn - f->s.isn;
+
+    if (f->answered || joined || !belong_together(&f->p, &f->s)) /* answered: the client has settled it */
         return;
     settle(f, &f->p);
     f->p.used = true;
@@ -103,12 +104,12 @@ bool colo_rwflow_heard_primary(struct colo_rwflow *f, const struct colo_tcpseg *
     return fresh;
 }
 
-/* The VM speaks of another connection than before: what is known of the old one goes, but for the primary's SYN. */
+/* The VM speaks of another connection than before: the old one's state goes, but not what the other SYNs have said. */
 static void begin(struct colo_rwflow *f)
 {
     struct colo_rwflow fresh = {.key = f->key, .index = f->index, .next = f->next, .prev = f->prev, .hash = f->hash,
                                 .standing = f->standing, .used_at = f->used_at, .p = f->p, .p_before = f->p_before,
-                                .s = f->s};
+                                .s = f->s, .c_scaled = f->c_scaled, .c_scale = f->c_scale};
 
     *f = fresh;
     f->s_next = f->s.isn;
@@ -157,15 +158,22 @@ bool colo_rwflow_recall(struct colo_rwflow *f, const struct colo_tcpseg *seg)
     return true;
 }
 
+static bool is_near(uint32_t a, uint32_t b, int64_t radius)
+{
+    int64_t distance = ahead(a, b);
+
+    return distance >= -radius && distance <= radius;
+}
+
 bool colo_rwflow_fits_unshifted(const struct colo_rwflow *f, const struct colo_tcpseg *seg)
 {
-    int64_t radius = f->c_window > NEAR ? f->c_window : NEAR, shifted, plain;
+    int64_t radius = f->c_scaled && f->c_window > NEAR ? f->c_window : NEAR;
 
     if (!f->c_acks || !f->seq_shift || seg->flags & (COLO_TCP_SYN | COLO_TCP_RST))
         return false;
-    shifted = ahead(seg->seq + f->seq_shift, f->c_ack);
-    plain = ahead(seg->seq, f->c_ack);
-    return (shifted < -radius || shifted > radius) && plain >= -radius && plain <= radius;
+    if (is_near(seg->seq + f->seq_shift, f->c_ack, radius) || is_near(seg->seq, f->s_next, NEAR))
+        return false; /* it fits shifted, or goes on from what the VM said last */
+    return is_near(seg->seq, f->c_ack, radius);
 }
 
 void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
@@ -197,14 +205,14 @@ void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
     }
 }
 
-/* Of an ACK of the client's, in the VM's numbers: did the VM send what it acknowledges, and not long ago? */
+/* Of an ACK of the client's, in the VM's numbers: RFC 5961, section 5.2, as far as we know the numbers. */
 static bool is_credible(const struct colo_rwflow *f, uint32_t ack)
 {
-    int64_t beyond = ahead(ack, f->s_next);
+    int64_t beyond = ahead(ack, f->s_next), oldest = f->c_window > NEAR ? f->c_window : NEAR;
 
     if (!f->answered)
         return ack != f->s.isn && ack - f->s.isn <= f->s_next - f->s.isn;
-    return beyond <= NEWEST_ACK && beyond >= -OLDEST_ACK;
+    return beyond <= NEWEST_ACK && beyond >= -oldest;
 }
 
 static void client_acks(struct colo_rwflow *f, const struct colo_tcpseg *seg)
@@ -226,13 +234,13 @@ static void client_acks(struct colo_rwflow *f, const struct colo_tcpseg *seg)
 static void client_sends(struct colo_rwflow *f, const struct colo_tcpseg *seg)
 {
     uint32_t end = seg->seq + seg->length;
-    int64_t before = ahead(end, f->s_ack);
+    int64_t beyond = ahead(end, f->s_ack);
 
-    if (!f->s_acks || before <= 0 || before > CLIENT_WINDOW)
+    if (!f->s_acks || beyond <= 0)
         return;
-    if (ahead(end, f->c_next) > 0)
+    if (beyond <= CLIENT_WINDOW && ahead(end, f->c_next) > 0)
         f->c_next = end;
-    if (seg->flags & COLO_TCP_FIN && !seg->fragment) {
+    if (beyond <= NEAR && seg->flags & COLO_TCP_FIN && !seg->fragment) {
         f->c_fin = true;
         f->c_fin_end = end;
     }

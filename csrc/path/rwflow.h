@@ -13,8 +13,8 @@ bool colo_rwflow_heard_secondary(struct colo_rwflow *f, const struct colo_tcpseg
 
 /*
  * A segment for the VM, of a flow whose shift is unknown. Where it can only be the answer to a SYN of which we know the
- * secondary's number, its ACK number is one more than the primary's. Without a takeover that is believed only where both
- * are equal. True: the shift is known now.
+ * secondary's number, its ACK number is one more than the primary's. Without a takeover that is believed only where
+ * both are equal. True: the shift is known now.
  */
 bool colo_rwflow_infer(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool taken_over, int64_t now);
 /* A SYN cookie of the primary's older than its last: true, the shift is another one now. */

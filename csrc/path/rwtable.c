@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Open addressing with linear probing, as in flow.c; flows lie in blocks and never move. All flows of one standing are in
- * a ring in the order of their last use, so that a victim is found at once.
+ * Open addressing with linear probing, as in flow.c; flows lie in blocks and never move. All flows of one standing are
+ * in a ring in the order of their last use, so that a victim is found at once.
  */
 #include "rwtable.h"
 

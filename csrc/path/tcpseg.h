@@ -44,8 +44,8 @@ struct colo_tcpopt {
 };
 
 /*
- * The option at *at, which moves on. False: no more of them, or nonsense. The header ends at `header_end`, the bytes that
- * are there at `end`, which is less in a quote that was cut.
+ * The option at *at, which moves on. False: no more of them, or nonsense. The header ends at `header_end`, the bytes
+ * that are there at `end`, which is less in a quote that was cut.
  */
 bool colo_tcpopt_next(const uint8_t *data, uint32_t *at, uint32_t header_end, uint32_t end, struct colo_tcpopt *out);
 

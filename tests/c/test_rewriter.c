@@ -2,8 +2,8 @@
 /*
  * The rewriter: tables of segments in and segments out.
  *
- * A row's numbers are relative: of a VM's segment seq to that VM's initial number and ack to the client's, of a client's
- * the other way round, the client speaking of the primary's numbers. So what must come out is the same row with the
+ * A row's numbers are relative: of a VM's segment seq to that VM's initial number and ack to the client's, of a
+ * client's the other way round, the client speaking of the primary's numbers. So what must come out is the same row with the
  * other VM's numbers: the frame is built anew with them and compared byte for byte, checksum included.
  */
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 #include "parse.h"
 #include "rewriter.h"
 
-enum { FIN = COLO_TCP_FIN, SYN = COLO_TCP_SYN, RST = COLO_TCP_RST, PSH = 8, ACK = COLO_TCP_ACK, ECE = 0x40, CWR = 0x80 };
+enum { FIN = 0x01, SYN = 0x02, RST = 0x04, PSH = 0x08, ACK = 0x10, ECE = 0x40, CWR = 0x80 };
 
 enum op { END = 0, LEARN, OUT, IN, MARK, TAKEOVER };
 

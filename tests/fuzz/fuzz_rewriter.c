@@ -1,4 +1,4 @@
-/* Only a frame said to be rewritten differs, in its TCP header or ICMP quote; a right checksum stays right; flows are bounded. */
+/* Only a rewritten frame differs, in its TCP header or its quote; a right checksum stays right; flows are bounded. */
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdbool.h>
 
@@ -25,7 +25,7 @@ static uint32_t put_ip(uint8_t *out, bool six, bool from_vm, uint8_t protocol, u
 {
     uint8_t vm = from_vm ? 15 : 19;
 
-    memset(out, 0, 40);
+    memset(out, 0, six ? 40 : 20);
     if (six) {
         out[0] = 0x60;
         colo_store16(out + 4, (uint16_t)len);
@@ -70,6 +70,7 @@ static uint32_t build(uint8_t *out, bool from_vm, uint32_t vnet_len, struct byte
     uint8_t shape = take8(b), segment[256];
     bool six = shape & 1, quote = shape & 2;
     uint32_t at = vnet_len, ip, len, head = six ? 40 : 20;
+    uint64_t sum;
     uint8_t protocol = quote ? (six ? 58 : 1) : 6;
 
     memset(out, 0, at + 14);
@@ -96,8 +97,8 @@ static uint32_t build(uint8_t *out, bool from_vm, uint32_t vnet_len, struct byte
     }
     (void)put_ip(out + ip, six, from_vm, protocol, len);
     *csum_at = *l4 + (quote ? 2 : 16);
-    colo_store16(out + *csum_at,
-                 colo_csum_fold(colo_csum_add(quote && !six ? 0 : pseudo(out + ip, six, protocol, len), out + *l4, len)));
+    sum = quote && !six ? 0 : pseudo(out + ip, six, protocol, len);
+    colo_store16(out + *csum_at, colo_csum_fold(colo_csum_add(sum, out + *l4, len)));
     return *l4 + len;
 }
 
