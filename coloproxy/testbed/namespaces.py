@@ -60,7 +60,7 @@ class NamespaceOptions:
     large_bytes: int = 20_000_000
     """Size of /large.bin."""
     keep_logs: Path | None = None
-    """Copy all logs into this directory in the end."""
+    """Copy all logs, journals and coloproxy's configuration into this directory in the end."""
 
 
 class NamespacePair:
@@ -212,7 +212,8 @@ class NamespacePair:
     def _remove_directory(self) -> None:
         if self.options.keep_logs is not None:
             self.options.keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in self.directory.rglob("*.log"):
-                name = "-".join(log.relative_to(self.directory).parts)
-                shutil.copy(log, self.options.keep_logs / name)
+            for pattern in ("*.log", "*.jsonl", "*.toml"):
+                for path in self.directory.rglob(pattern):
+                    name = "-".join(path.relative_to(self.directory).parts)
+                    shutil.copy(path, self.options.keep_logs / name)
         shutil.rmtree(self.directory, ignore_errors=True)
