@@ -24,6 +24,7 @@ from .reports import Report
 
 FIRST_BACKOFF: Final = 1_000_000_000  # ns; doubled by each failure that follows
 MAX_BACKOFF: Final = 30_000_000_000
+MAX_CAUSES: Final = 16  # that one checkpoint is told to be for
 NOW: Final = 2**63 - 1  # as the primary's resume: whatever has been read when the engine commits is of the old epoch
 
 WHY_BEGIN: Final = "protection begins"
@@ -128,7 +129,7 @@ class CommandController:
         """
         if self._alone or (epoch is not None and (epoch < self.epoch or self._answers())):
             return []
-        if cause not in self._causes:
+        if cause not in self._causes and len(self._causes) < MAX_CAUSES:
             self._causes.append(cause)
         if self._wanted_at is None:
             self._wanted_at = now
@@ -220,7 +221,8 @@ class CommandController:
         wait = min(FIRST_BACKOFF << min(self._failures, 10), MAX_BACKOFF)
         self._failures += 1
         self._not_before = now + wait
-        self._causes = [*self._taking, *(cause for cause in self._causes if cause not in self._taking)]
+        more = (cause for cause in self._causes if cause not in self._taking)
+        self._causes = [*self._taking, *more][:MAX_CAUSES]
         self._wanted_at = self._taken_at
         text = f"{reason}; again in {wait // 1_000_000_000} s"
         return [reports.CheckpointFailed(text, self._taking, now - self._taken_at), *self._resume()]
