@@ -29,7 +29,7 @@ def run(
     send, with its TCP numbers translated; its TAP stays closed until [b]coloproxy ctl failover[/b].
 
     Needs root to begin with (or CAP_NET_ADMIN, and CAP_NET_RAW for packet sockets); with [b]process.user[/b] in the
-    file it becomes that user once its devices are open. It stops on SIGINT and SIGTERM, and re-reads its file on SIGHUP.
+    file it becomes that user once its devices are open. SIGINT and SIGTERM end it, SIGHUP has it read its file again.
 
     See docs/run.md for a pair from scratch, docs/configuration.md for each key of the file, docs/control.md for
     [b]coloproxy ctl[/b] and systemd.

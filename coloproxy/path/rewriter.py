@@ -63,8 +63,8 @@ class RewriterCounters:
 class Rewriter:
     """Translates the secondary VM's TCP numbers to the primary VM's, and back.
 
-    All frames are ``vnet_len`` bytes of virtio-net header (0, 10 or 12), then the Ethernet frame without FCS; ``nic`` is
-    the index of the NIC; ``now`` is in nanoseconds of any one monotonic clock.
+    All frames are ``vnet_len`` bytes of virtio-net header (0, 10 or 12), then the Ethernet frame without FCS; ``nic``
+    is the index of the NIC; ``now`` is in nanoseconds of any one monotonic clock.
     """
 
     def __init__(self, max_flows: int = 65_536, hash_seed: int | None = None) -> None:

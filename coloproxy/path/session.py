@@ -128,6 +128,7 @@ class _Pending:
 class Listener:
     """The secondary's end: accepts, and leads each peer to the endpoint that it names.
 
+    keys: may be changed; for the next connections.
     refusals: counters per kind of refusal.
     """
 
@@ -142,7 +143,7 @@ class Listener:
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self._source = PeerSource(address, option)
-        self._keys = keys
+        self.keys = keys
         self._slots: dict[tuple[str, str], _Slot] = {}
         self._refusals = Refusals(log, option)
         self._max_pending = max_pending
@@ -244,10 +245,10 @@ class Listener:
         """One connection, from accept to the end of its hello."""
         transport: Transport | None = None
         try:
-            transport = Transport(pending.sock, self._keys, server=True)
+            transport = Transport(pending.sock, self.keys, server=True)
             async with asyncio.timeout(self._deadline_s):
                 await transport.handshake()
-                pending.proven = self._keys is not None
+                pending.proven = self.keys is not None
                 slot, agreement = await self._greet(transport)
             connected = _connected(transport, agreement, pending.where)
             transport = None
@@ -304,6 +305,7 @@ def _name_of(sock: socket.socket) -> str:
 class Dialer:
     """The primary's end: dials for ever, until a connection is agreed on; and again when it is told to.
 
+    keys: may be changed; for the next connection.
     refusals: counters per kind of refusal, ours and the peer's.
     """
 
@@ -318,7 +320,7 @@ class Dialer:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._address = address
-        self._keys = keys
+        self.keys = keys
         self._endpoint = endpoint
         self._option = option
         self._refusals = Refusals(log, option)
@@ -359,7 +361,7 @@ class Dialer:
         try:
             async with asyncio.timeout(self._deadline_s):
                 with contextlib.closing(await connect_once(self._address, self._option)) as sock:
-                    transport = Transport(sock, self._keys, server=False)
+                    transport = Transport(sock, self.keys, server=False)
                 await transport.handshake()
                 agreement = await self._greet(transport)
             connected = _connected(transport, agreement, where)

@@ -9,6 +9,7 @@ Source: Linux, Documentation/networking/tuntap.rst; packet(7).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import errno
@@ -16,15 +17,18 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from coloproxy.errors import DeviceError
+
+_T = TypeVar("_T")
 
 VNET_LEN: Final = 10
 """Bytes of the virtio-net header before each frame where devices have one (struct virtio_net_hdr)."""
@@ -153,6 +157,18 @@ def open_packet(interface: str, netns: str | None, *, vnet_hdr: bool) -> int:
             sock.close()
             raise
         return sock.detach()
+
+
+async def apart(function: Callable[[], _T]) -> _T:
+    """Runs it in a thread of its own: pyroute2 has an event loop that can't run inside ours.
+
+    A new one each time, for capabilities are a thread's: those from before the process gave its rights up have none.
+    """
+    executor = ThreadPoolExecutor(1, "coloproxy-devices")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, function)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def enlarge(sock: socket.socket, size: int) -> None:

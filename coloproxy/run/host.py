@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from coloproxy.address import Address
 from coloproxy.control.protocol import FAILED as FAILED_
@@ -24,14 +24,13 @@ from coloproxy.path.tls import Keys, read_psk
 
 from .changes import changes, live_only
 from .primary import PrimaryVm
-from .privileges import NET_ADMIN, drop
+from .privileges import DEFAULT_KEEP, drop, identity
 from .secondary import SecondaryVm
-from .service import Notifier
+from .service import Service
 
 log = logging.getLogger(__name__)
 
 CLEAN, FAILED = 0, 1
-WATCHDOG_SHARE: Final = 0.5
 
 
 def keys_of(pair: Pair) -> Keys | None:
@@ -58,7 +57,7 @@ class Host:
         self._stop = asyncio.Event()
         self._failure: str | None = None
         self._began = time.monotonic_ns()
-        self._notifier = Notifier()
+        self._service = Service()
         self._listener: Listener | None = None
         self._dialers: list[Dialer] = []
 
@@ -76,6 +75,8 @@ class Host:
         )
         try:
             keys = keys_of(self._pair)
+            if self._pair.process.user is not None:
+                identity(self._pair.process.user, self._pair.process.group)  # before anything is made
             if keys is None:
                 log.warning("link: PLAIN TEXT: anybody on its way can read, forge and replay all that the VMs say")
             for vm in self._vms:
@@ -85,17 +86,17 @@ class Host:
             self._give_up_rights()
             for vm in self._vms:
                 tasks.append(self._spawn(vm.run(), vm.vm.name))
-            tasks.append(self._spawn(self._watch(), "watchdog"))
+            tasks.append(self._spawn(self._service.watch(), "watchdog"))
             if self._pair.process.stats_interval is not None:
                 tasks.append(self._spawn(self._print_stats(), "statistics"))
             await asyncio.sleep(0)  # the VMs' paths start
             self._journal.write("started", {"pair": self._pair.name, "role": self._role})
             log.info("%s of pair %s is up; control socket %s", self._role, self._pair.name, self._pair.control_socket)
-            self._notifier.ready(f"{self._role} of {self._pair.name}")
+            self._service.ready(f"{self._role} of {self._pair.name}")
             self._ready()
             await self._stop.wait()
             log.info("stopping")
-            self._notifier.stopping()
+            self._service.stopping()
         finally:
             await server.stop()
             await self._end(tasks)
@@ -117,8 +118,9 @@ class Host:
         process = self._pair.process
         if process.user is None:
             return
-        drop(process.user, process.group, keep={NET_ADMIN})
-        log.info("now user %s, with no right but CAP_NET_ADMIN", process.user)
+        packets = any(nic.vm.kind == "packet" for vm in self._pair.vms for nic in vm.nics)
+        drop(identity(process.user, process.group), DEFAULT_KEEP | ({"NET_RAW"} if packets else set()))
+        log.info("now user %s", process.user)
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -128,6 +130,7 @@ class Host:
             await self._listener.close()
         for vm in self._vms:
             await vm.close()
+        self._service.close()
         self._journal.write("stopped", {"failure": self._failure})
         self._journal.close()
 
@@ -150,14 +153,6 @@ class Host:
             self._failure = reason
             log.error("%s", reason)
         self._stop.set()
-
-    async def _watch(self) -> None:
-        """systemd's watchdog, if it wants to hear."""
-        interval = self._notifier.watchdog_s
-        while interval is not None:
-            await asyncio.sleep(interval * WATCHDOG_SHARE)
-            self._notifier.watchdog()
-        await asyncio.Event().wait()
 
     async def _print_stats(self) -> None:
         while (interval := self._pair.process.stats_interval) is not None:
@@ -255,7 +250,7 @@ class Host:
         changed = changes(self._pair, pair)
         if fixed := [key for key in changed if not live_only(key)]:
             raise ControlRefused(REFUSED, f"can't be changed while it runs, restart for it: {', '.join(fixed)}")
-        self._notifier.reloading()
+        self._service.reloading()
         self._pair = pair
         for vm, fresh in zip(self._vms, pair.vms, strict=True):
             vm.reload(pair, fresh)
@@ -264,7 +259,7 @@ class Host:
         if self._listener is not None:
             self._listener.keys = keys
         logging.getLogger().setLevel(pair.process.log_level.upper())
-        self._notifier.ready(f"{self._role} of {pair.name}")
+        self._service.ready(f"{self._role} of {pair.name}")
         log.info("reloaded: %s", ", ".join(changed) or "nothing has changed")
         return changed
 

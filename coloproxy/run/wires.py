@@ -42,11 +42,10 @@ class NicWires:
 
     async def open(self) -> None:
         """Makes the devices and binds the sockets. Raises DeviceError or AddressError."""
-        # In a thread: pyroute2 runs an event loop of its own.
-        await asyncio.to_thread(self._open_tap)
+        await devices.apart(self._open_tap)
         side = self.nic.vm
         if not side.is_socket:
-            self._vm_fd = await asyncio.to_thread(self._open_interface)
+            self._vm_fd = await devices.apart(self._open_interface)
         elif side.kind != "dgram" and side.address is not None:
             plain = Address(
                 connect=not side.listen, host=side.address.host, port=side.address.port, path=side.address.path
@@ -139,7 +138,7 @@ class NicWires:
         lost = self._lost[Place.CLIENT]
 
         async def again() -> None:
-            await asyncio.to_thread(self._open_tap)
+            await devices.apart(self._open_tap)
             self._attach_tap(path)
             self.set_open(is_open=self.is_open)
 
@@ -147,7 +146,7 @@ class NicWires:
 
     async def _serve_interface(self, path: Path) -> None:
         async def again() -> None:
-            self._vm_fd = await asyncio.to_thread(self._open_interface)
+            self._vm_fd = await devices.apart(self._open_interface)
             self._attach_interface(path)
 
         await self._serve_device(self._lost[Place.VM], again)
