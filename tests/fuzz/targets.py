@@ -38,6 +38,7 @@ TARGETS = (
     Target("gate", 512),
     Target("schedule", 512),
     Target("rewriter", 512),
+    Target("link", 512),
 )
 
 
