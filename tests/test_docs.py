@@ -36,8 +36,11 @@ def every_help() -> str:
     helps = [
         [sys.executable, "-P", "-m", "coloproxy", "bench", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "config", "check", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "ctl", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "mutate", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "qemu-args", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "replay", "--help"],
         [sys.executable, str(TOP / "tools" / "make_captures.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
