@@ -81,7 +81,8 @@ def test_what_is_no_request(line: bytes, kind: str, text: str) -> None:
 
 
 def test_answers() -> None:
-    for value in (None, 0, [], {"a": {"b": "\n"}}):
+    values: list[Any] = [None, 0, [], {"a": {"b": "\n"}}]
+    for value in values:
         assert parse_answer(encode_return(value)) == value
     with pytest.raises(ControlRefused, match="not now") as caught:
         parse_answer(encode_error("refused", "not now"))

@@ -145,7 +145,7 @@ def test_a_pair_never_changes() -> None:
         pair.vms[0].nics[0].tap.mtu = 9000
 
 
-def test_everything_at_once() -> None:
+def test_several_vms_and_nics() -> None:
     text = PAIR + ANOTHER_NIC + ANOTHER_VM
     pair = parse(text, "primary")
     assert [(vm.name, [nic.name for nic in vm.nics]) for vm in pair.vms] == [
