@@ -16,7 +16,8 @@ from pydantic_core import PydanticCustomError
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
 from coloproxy.comparator import Comparator
 from coloproxy.errors import ConfigError
-from coloproxy.pair.config import Pair, Role, load, parse
+from coloproxy.pair.config import ROLES, Pair, Role, load, parse
+from coloproxy.pair.describe import defaults
 from coloproxy.pair.positions import key_lines
 from coloproxy.pair.units import (
     Account,
@@ -371,8 +372,12 @@ LINES = {
 }  # fmt: skip
 
 
-def paths(value: Any, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
-    inside: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+def paths(document: Any, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    inside: Any = ()
+    if isinstance(document, dict):
+        inside = document.items()
+    elif isinstance(document, list):
+        inside = enumerate(document)
     return {path for key, item in inside for path in ({(*at, key)} | paths(item, (*at, key)))}
 
 
@@ -381,7 +386,7 @@ def test_lines_of_keys() -> None:
     assert set(LINES) == paths(tomllib.loads(DOCUMENT))
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=8)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
 VALUES = st.recursive(
     st.integers(-5, 5) | st.booleans() | TEXTS | st.floats(allow_nan=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -424,11 +429,45 @@ def test_no_text_does_more_harm_than_a_config_error(text: str) -> None:
         parse(text, "primary")
 
 
+KEYS = sorted({step for path in paths(tomllib.loads(defaults())) for step in path if isinstance(step, str)})
+ODD = VALUES | st.sampled_from(
+    ["unix:/x", "tcp:h:1", "1s", "1MiB", "psk", "plain", "qmp", "command", "tap", "packet", "dgram", 9000, True]
+)
+ODD |= st.dictionaries(st.sampled_from([*ROLES, "secondry"]), ODD, min_size=1)
+
+
+@given(st.data())
+def test_a_changed_file_is_right_or_a_config_error(data: st.DataObject) -> None:
+    """Whatever stands where: never another exception, and each problem names a line of the file."""
+    document = tomllib.loads(data.draw(st.sampled_from([PAIR, PAIR + ANOTHER_NIC + ANOTHER_VM, defaults()])))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *around, last = data.draw(st.sampled_from(sorted(paths(document), key=str)))
+        inside: Any = document
+        for step in around:
+            inside = inside[step]
+        if data.draw(st.booleans()):
+            inside[last] = data.draw(ODD)
+        elif isinstance(inside, dict):
+            inside[data.draw(st.sampled_from(KEYS))] = data.draw(ODD)
+        else:
+            del inside[last]
+    text = "".join(f"{quoted(key)} = {written(value, chr(10))}\n" for key, value in document.items())
+    assert tomllib.loads(text) == document
+    for role in ROLES:
+        try:
+            assert parse(text, role).role == role
+        except ConfigError as error:
+            for problem in error.problems:
+                line = int(problem.split(":")[1])
+                assert 1 <= line <= text.count("\n") + 1
+                assert problem.isprintable()
+
+
 # ------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize(
-    ("unit", "text", "value"),
+    ("unit", "text", "made"),
     [
         (Duration(), "250ms", 250 * MS),
         (Duration(), "3 s", 3 * S),
@@ -447,8 +486,8 @@ def test_no_text_does_more_harm_than_a_config_error(text: str) -> None:
         (Interface(), "eth0.100-x_y", "eth0.100-x_y"),
     ],
 )
-def test_values(unit: Any, text: str, value: object) -> None:
-    assert unit.parse(text) == value
+def test_values(unit: Any, text: str, made: object) -> None:
+    assert unit.parse(text) == made
 
 
 @pytest.mark.parametrize(
@@ -469,8 +508,8 @@ def test_values(unit: Any, text: str, value: object) -> None:
         *((Namespace(), text) for text in ("", ".", "..", "a/b")),
         *((FilePath(), text) for text in ("", "-", "a", "/", "/a/", "/a\0")),
         *((Account(), text) for text in ("", "a b", "-x", "Root:", "-1")),
-        *((Count(1, 2), value) for value in (0, 3, 1.0, True, "1", None)),
-        *((unit, value) for unit in (Duration(), Size(), Name(), Ip(), Place()) for value in (1, True, None, [], {})),
+        *((Count(1, 2), number) for number in (0, 3, 1.0, True, "1", None)),
+        *((unit, odd) for unit in (Duration(), Size(), Name(), Ip(), Place()) for odd in (1, True, None, [], {})),
     ],
 )
 def test_refused_values(unit: Any, value: object) -> None:

@@ -54,6 +54,7 @@ def child(code: str, *prefix: str) -> dict[str, Any]:
 @needs_root
 def test_a_user_with_one_capability_is_left() -> None:
     told = child("""
+os.setgroups([0, 4])
 drop(identity("nobody", "nogroup"), {"NET_ADMIN"})
 tell(**state(Path("/proc/thread-self/status").read_text()),
      child=state(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout),
@@ -114,7 +115,7 @@ tell(**state(Path("/proc/self/status").read_text()))
 
 @needs_root
 def test_a_user_by_number_that_has_no_entry() -> None:
-    told = child('drop(identity("54321", "54322"), ())\ntell(**state(Path("/proc/self/status").read_text()))')
+    told = child('os.setgroups([0]); drop(identity("54321", "54322"), ())\ntell(**state(Path("/proc/self/status").read_text()))')
     assert (told["Uid"], told["Gid"], told["Groups"]) == ([54321] * 4, [54322] * 4, [])
 
 

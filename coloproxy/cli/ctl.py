@@ -20,6 +20,8 @@ from coloproxy.errors import ControlError, ControlUnreachable
 from coloproxy.pair.model import RUNTIME_DIRECTORY
 
 UNREACHABLE = 3
+PIPE_WIDTH = 160
+"""Columns of a status that goes into a pipe or a file."""
 ANSWER_S = 10.0
 """Beside what --wait gives, for an answer."""
 
@@ -123,7 +125,9 @@ def _socket(config: Path | None, role: RoleOption | None, socket: Path | None) -
 
 
 def _show(command: Command, answer: Any) -> None:
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
     if command is Command.STATUS and isinstance(answer, dict):
         console.print(render(answer))
     elif isinstance(answer, dict) and answer:

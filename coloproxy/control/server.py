@@ -170,8 +170,6 @@ class ControlServer:
                 writer.transport.abort()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str) -> None:
-        # Small: what a client has not read stays with it, not with us.
-        writer.transport.set_write_buffer_limits(high=0)
         lines = Lines(MAX_REQUEST)
         while data := await self._read(reader):
             try:

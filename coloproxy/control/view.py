@@ -23,7 +23,7 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_head(status)]
     rest = {key: value for key, value in status.items() if key not in _HEAD}
     if rest:
-        parts.append(Padding(_pairs(rest), (0, 0, 0, 2)))
+        parts.append(Padding(_pairs(rest), (0, 0, 0, 2), expand=False))
     parts += [_vm(vm) for vm in _list(status.get("vms"))]
     return Group(*parts)
 
@@ -64,7 +64,7 @@ def _vm(vm: Mapping[str, Any]) -> RenderableType:
     table.add_column(overflow="fold")
     for name, what in rows:
         table.add_row(Text(name), what)
-    return Group(title, Padding(table, (0, 0, 0, 2)))
+    return Group(title, Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _nic(nic: Mapping[str, Any]) -> RenderableType:
