@@ -115,7 +115,9 @@ tell(**state(Path("/proc/self/status").read_text()))
 
 @needs_root
 def test_a_user_by_number_that_has_no_entry() -> None:
-    told = child('os.setgroups([0]); drop(identity("54321", "54322"), ())\ntell(**state(Path("/proc/self/status").read_text()))')
+    told = child(
+        'os.setgroups([0]); drop(identity("54321", "54322"), ())\ntell(**state(Path("/proc/self/status").read_text()))'
+    )
     assert (told["Uid"], told["Gid"], told["Groups"]) == ([54321] * 4, [54322] * 4, [])
 
 
