@@ -265,8 +265,11 @@ async def resolve(address: Address, option: str, *, passive: bool = False) -> li
     return [(int(family), int(kind), proto, name, where) for family, kind, proto, name, where in found]  # type: ignore[misc]
 
 
-async def connect_once(address: Address, option: str) -> socket.socket:
-    """One attempt, over all addresses the name has. The socket is non-blocking and tuned. Raises AddressError."""
+async def connect_once(address: Address, option: str, source: str | None = None) -> socket.socket:
+    """One attempt, over all addresses the name has. The socket is non-blocking and tuned. Raises AddressError.
+
+    source: the IP address to connect from; None: the kernel chooses. Not for unix sockets.
+    """
     loop = asyncio.get_running_loop()
     targets: list[tuple[int, str | tuple[str, int] | tuple[str, int, int, int]]]
     if address.path is not None:
@@ -278,8 +281,12 @@ async def connect_once(address: Address, option: str) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
+            if source is not None:
+                sock.bind((source, 0))
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(sock, where)
+            # asyncio takes EAGAIN for "under way"; of a unix socket it means that the listener's queue is full.
+            sock.getpeername()
             tune(sock)
         except TimeoutError:
             sock.close()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +238,23 @@ async def test_connect_once_tells_why() -> None:
         port = bound.getsockname()[1]
         with pytest.raises(AddressError, match=rf"--qmp: can't connect to 127\.0\.0\.1:{port}: Connection refused"):
             await connect_once(parse_address(f"connect:127.0.0.1:{port}"), "--qmp")
+
+
+async def test_a_unix_listener_whose_queue_is_full_is_no_connection(tmp_path: Path) -> None:
+    place = tmp_path / "full.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, contextlib.ExitStack() as held:
+        listener.bind(str(place))
+        listener.listen(0)
+        address = parse_address(f"connect:unix:{place}", "--x")
+        with pytest.raises(AddressError, match="can't connect"):
+            for _ in range(8):  # none is accepted: the queue holds one or two
+                held.enter_context(await connect_once(address, "--x"))
+
+
+async def test_connects_from_the_address_that_is_wanted() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = parse_address(f"connect:127.0.0.1:{listener.getsockname()[1]}", "--x")
+        with await connect_once(address, "--x", "127.0.0.7") as sock:
+            assert sock.getsockname()[0] == "127.0.0.7"

@@ -305,6 +305,7 @@ def _name_of(sock: socket.socket) -> str:
 class Dialer:
     """The primary's end: dials for ever, until a connection is agreed on; and again when it is told to.
 
+    source: the IP address to connect from; None: the kernel chooses.
     keys: may be changed; for the next connection.
     refusals: counters per kind of refusal, ours and the peer's.
     """
@@ -315,11 +316,13 @@ class Dialer:
         keys: Keys | None,
         endpoint: Endpoint,
         *,
+        source: str | None = None,
         option: str = "link",
         deadline_s: float = DEADLINE_S,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._address = address
+        self._source = source
         self.keys = keys
         self._endpoint = endpoint
         self._option = option
@@ -360,7 +363,7 @@ class Dialer:
         transport: Transport | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
-                with contextlib.closing(await connect_once(self._address, self._option)) as sock:
+                with contextlib.closing(await connect_once(self._address, self._option, self._source)) as sock:
                     transport = Transport(sock, self.keys, server=False)
                 await transport.handshake()
                 agreement = await self._greet(transport)

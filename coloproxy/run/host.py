@@ -111,7 +111,7 @@ class Host:
         address = Address(connect=True, host=link.secondary.host, port=link.secondary.port)
         for vm in self._vms:
             if isinstance(vm, PrimaryVm):
-                vm.dialer = Dialer(address, keys, vm.endpoint())
+                vm.dialer = Dialer(address, keys, vm.endpoint(), source=link.primary)
                 self._dialers.append(vm.dialer)
 
     def _give_up_rights(self) -> None:
