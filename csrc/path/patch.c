@@ -33,6 +33,11 @@ static void write_bytes(struct colo_patch *p, uint32_t at, const uint8_t *bytes,
         memcpy(p->data + p->csum_at, field, sizeof field);
 }
 
+void colo_patch8(struct colo_patch *p, uint32_t at, uint8_t value)
+{
+    write_bytes(p, at, &value, 1);
+}
+
 void colo_patch16(struct colo_patch *p, uint32_t at, uint16_t value)
 {
     uint8_t bytes[2];

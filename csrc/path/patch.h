@@ -22,6 +22,7 @@ struct colo_patch {
 };
 
 /* The field lies in [base, end): the caller has checked. Writing the value that is there changes nothing. */
+void colo_patch8(struct colo_patch *p, uint32_t at, uint8_t value);
 void colo_patch16(struct colo_patch *p, uint32_t at, uint16_t value);
 void colo_patch32(struct colo_patch *p, uint32_t at, uint32_t value);
 

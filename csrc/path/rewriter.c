@@ -195,7 +195,24 @@ static struct colo_translation translation_of(const struct colo_rwflow *flow, bo
     };
 }
 
-static bool rewrite_segment(const struct colo_rwflow *flow, struct frame *f, bool outward, uint64_t *scaled)
+/**
+ * rewrite_window() - the VM's window in the primary's scale.
+ *
+ * After the takeover the option of a SYN too, for it may be the first that the client gets. Before, the comparator must
+ * see that the two VMs' differ.
+ */
+static void rewrite_window(colo_rewriter *r, const struct colo_rwflow *flow, const struct colo_tcpseg *seg,
+                           struct colo_patch *patch)
+{
+    uint16_t window = colo_rwflow_window(flow, seg);
+
+    r->counters.window_scaled += window != seg->window;
+    colo_patch16(patch, seg->at + TCP_WINDOW_AT, window);
+    if (r->taken_over && seg->flags & COLO_TCP_SYN && seg->wscale != 255 && flow->p_wscale != 255)
+        colo_patch8(patch, seg->wscale_at, flow->p_wscale);
+}
+
+static bool rewrite_segment(colo_rewriter *r, const struct colo_rwflow *flow, struct frame *f, bool outward)
 {
     const struct colo_tcpseg *seg = &f->seg;
     struct colo_translation tr = translation_of(flow, outward, outward);
@@ -206,12 +223,8 @@ static bool rewrite_segment(const struct colo_rwflow *flow, struct frame *f, boo
     if (outward && seg->seq == 0 && seg->flags & COLO_TCP_RST && seg->flags & COLO_TCP_ACK && flow->s_next != 0)
         return false;
     colo_tcpseg_translate(&patch, seg->at, &tr);
-    if (outward) {
-        uint16_t window = colo_rwflow_window(flow, seg);
-
-        *scaled += window != seg->window;
-        colo_patch16(&patch, seg->at + TCP_WINDOW_AT, window);
-    }
+    if (outward)
+        rewrite_window(r, flow, seg, &patch);
     return patch.changed;
 }
 
@@ -262,7 +275,7 @@ static int finish(colo_rewriter *r, const struct colo_rwflow *flow, struct frame
         r->counters.signed_segments++;
         return COLO_REWRITE_NONE;
     }
-    if (!rewrite_segment(flow, f, outward, &r->counters.window_scaled))
+    if (!rewrite_segment(r, flow, f, outward))
         return COLO_REWRITE_NONE;
     if (outward)
         r->counters.out_rewritten++;

@@ -64,6 +64,7 @@ static void settle(struct colo_rwflow *f, const struct colo_rwsyn *p)
     f->ts_floored = false;
     f->p_ts = p->tsval;
     f->p_ts_at = p->at;
+    f->p_wscale = p->wscale;
     f->p_scale = scale_of(p->wscale);
     f->s_scale = scale_of(f->s.wscale);
 }
@@ -80,12 +81,15 @@ static bool belong_together(const struct colo_rwsyn *p, const struct colo_rwsyn 
 
 static void join(struct colo_rwflow *f)
 {
-    bool joined = f->known && f->p.used && f->p.used_by == f->s.isn && f->seq_shift == f->p.isn - f->s.isn;
+    bool anew = f->known; /* with an older SYN of the primary's */
 
-    if (f->answered || joined || !belong_together(&f->p, &f->s)) /* answered: the client has settled it */
+    if (f->answered || !belong_together(&f->p, &f->s)) /* answered: the client has settled it */
+        return;
+    if (anew && f->seq_shift == f->p.isn - f->s.isn)
         return;
     settle(f, &f->p);
-    f->p.used = true;
+    /* The newest will do for want of a better one; whether it is this SYN's the next SYN of the secondary's tells. */
+    f->p.used = !anew;
     f->p.used_by = f->s.isn;
 }
 

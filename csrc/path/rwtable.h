@@ -61,7 +61,8 @@ struct colo_rwflow {
     bool ts_floored;     /* since the takeover the timestamps have been looked at */
     bool is_signed;
     bool unscaled;       /* the peer's SYN-ACK refused window scaling */
-    uint8_t p_scale, s_scale;
+    uint8_t p_wscale;    /* the option of the primary's SYN, 255: absent */
+    uint8_t p_scale, s_scale; /* what it means */
     uint32_t seq_shift;  /* the primary's number less the secondary's */
     uint32_t ts_shift;
     uint32_t p_ts;       /* the client knows of this TSval of the primary's ... */

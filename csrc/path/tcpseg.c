@@ -41,7 +41,8 @@ static void read_options(const uint8_t *data, struct colo_tcpseg *seg)
 
     while (colo_tcpopt_next(data, &at, seg->end, seg->end, &opt)) {
         if (opt.kind == OPT_WSCALE && opt.len == 3) {
-            seg->wscale = data[opt.at + 2];
+            seg->wscale_at = opt.at + 2;
+            seg->wscale = data[seg->wscale_at];
         } else if (opt.kind == OPT_TS && opt.len == 10) {
             seg->has_ts = true;
             seg->tsval = colo_load32(data + opt.at + 2);
@@ -123,8 +124,8 @@ void colo_tcpseg_translate(struct colo_patch *patch, uint32_t at, const struct c
     struct colo_tcpopt opt;
     bool acks;
 
-    /* Of a quote that ends before the flags: an ACK number that is not 0 is one (RFC 9293: all but the first SYN). */
-    acks = there > 13 ? data[at + 13] & COLO_TCP_ACK : there >= 12 && colo_load32(data + at + 8) != 0;
+    /* A quote that ends before the flags: but for the client's first SYN all segments have an ACK number. */
+    acks = there <= 13 || data[at + 13] & COLO_TCP_ACK;
     if (tr->by_vm)
         add(patch, at + 4, tr->seq_add);
     else if (acks)

@@ -27,6 +27,7 @@ struct colo_tcpseg {
     uint16_t window;
     uint8_t flags;
     uint8_t wscale;    /* 255: absent */
+    uint32_t wscale_at; /* offset of that byte */
     bool fragment;
     bool is_signed;    /* RFC 2385, RFC 5925 */
     bool has_ts;

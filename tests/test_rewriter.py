@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rewriter against what it is for, against a model, and against garbage.
+
+A story is a client that talks with two VMs whose streams are equal and whose numbers and clocks are not. What the
+secondary VM sends must come out byte for byte as the primary would have sent it, and what the client sends must come out
+as if it had talked with the secondary alone. The frames are built with whole checksums, so that these are checked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import pytest
+import wire
+from conversation import Dice, text
+from hypothesis import given
+from hypothesis import strategies as st
+from model.rewriter import DONE, DROP, MS, NONE, Flow, Model, Segment, Syn, diff
+from strategies import dice, profile, seeded, seeds
+from wire import ACK, FIN, PSH, RST, SYN, Noise, Options, Path
+
+from coloproxy import errors
+from coloproxy.path.rewriter import Rewrite, Rewriter
+
+M32 = 2**32
+EDGES = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, M32 - 1, M32 - 2)
+
+
+class Target(Protocol):
+    """What the core and the model have in common."""
+
+    def learn(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> None: ...
+    def output(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> tuple[int, bytes]: ...
+    def input(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> tuple[int, bytes]: ...
+    def mark(self) -> None: ...
+    def takeover(self, now: int) -> None: ...
+
+
+class Core:
+    """The rewriter itself, with the model's methods."""
+
+    def __init__(self) -> None:
+        self.native = Rewriter(hash_seed=1)
+
+    def learn(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> None:
+        self.native.learn(data, now=now, nic=nic, vnet_len=vnet_len)
+
+    def output(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> tuple[int, bytes]:
+        out = self.native.output(data, now=now, nic=nic, vnet_len=vnet_len)
+        return out.verdict.value, out.data
+
+    def input(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> tuple[int, bytes]:
+        out = self.native.input(data, now=now, nic=nic, vnet_len=vnet_len)
+        return out.verdict.value, out.data
+
+    def mark(self) -> None:
+        self.native.mark()
+
+    def takeover(self, now: int) -> None:
+        self.native.takeover(now=now)
+
+
+# ------------------------------------------------------------------ stories
+
+
+def any_number(dice: Dice) -> int:
+    if dice.chance(2):
+        return (dice.choose(EDGES) + dice.pick(-40, 40)) % M32
+    return dice.pick(0, M32 - 1)
+
+
+def any_path(dice: Dice) -> Path:
+    vlans = dice.choose(((), (7,), (100, 200)))
+    if dice.chance(2):
+        return Path.v6(vlans=vlans, extensions=dice.choose(((), (0,), (60, 43))))
+    return Path(vlans=vlans)
+
+
+def turned(path: Path) -> Path:
+    return replace(path, vm=path.client, client=path.vm, sport=path.dport, dport=path.sport)
+
+
+@dataclass
+class Story:
+    """One incarnation of a connection, and where it has come. Offsets count from the SYN, which is 0."""
+
+    dice: Dice
+    target: Target
+    path: Path
+    now: int
+    last: bool  # nothing comes after it on these ports: the primary may die
+    p: int = 0
+    s: int = 0
+    c: int = 0
+    timestamps: bool = False
+    active: bool = False
+    p_scale: int = 7
+    s_scale: int = 7
+    sent: int = 1  # the VM's next offset
+    received: int = 1
+    p_syn_ts: int = 0
+    s_syn_ts: int = 0
+    s_syn_at: int = 0
+    raised: int = 0
+    checked: bool = False
+    taken_over: bool = False
+    echo: tuple[int, int] = (0, 0)  # the last TSval that left, in the primary's clock and the secondary's
+    known: list[tuple[int, int]] = field(default_factory=list)  # the primary's TSvals that the client has, and since when
+
+    # -------------------------------------------------------------- frames
+
+    def vm(self, primary: bool, flags: int, at: int, ack: int = 0, payload: bytes = b"", tsval: int = 0,
+           options: Options | None = None, window: int = 500) -> bytes:  # fmt: skip
+        if primary and not flags & SYN:
+            window = min(window << self.s_scale >> self.p_scale, 65535)
+        return wire.tcp(self.path, (self.p if primary else self.s) + at, (self.c + ack) if flags & ACK else 0, flags,
+                        payload, options or Options(timestamps=self.timestamps),
+                        Noise(window=window, tsval=tsval, tsecr=5 if flags & ACK else 0))  # fmt: skip
+
+    def client(self, primary: bool, flags: int, at: int, ack: int = 0, payload: bytes = b"", tsecr: int = 0,
+               sack: tuple[tuple[int, int], ...] = ()) -> bytes:  # fmt: skip
+        base = self.p if primary else self.s
+        blocks = tuple((base + left, base + right) for left, right in sack)
+        return wire.tcp(turned(self.path), self.c + at, base + ack if flags & ACK else 0, flags, payload,
+                        Options(timestamps=self.timestamps, sack=blocks),
+                        Noise(tsval=77, tsecr=tsecr if flags & ACK else 0))  # fmt: skip
+
+    def syn(self, primary: bool, again: int = 0, notice: bool = False) -> bytes:
+        """The scale is the primary's in its own frame, and after the takeover in the secondary's too."""
+        wscale = self.p_scale if notice or (primary and self.taken_over) else self.s_scale
+        options = Options(mss=1460, sack_ok=True, wscale=wscale, timestamps=self.timestamps)
+        flags = SYN if self.active else SYN | ACK | self.dice.choose((0, 0x40))
+        return self.vm(primary, flags, 0, 1, tsval=(self.p_syn_ts if primary else self.s_syn_ts) + again,
+                       options=options)  # fmt: skip
+
+    # -------------------------------------------------------------- what is checked
+
+    def out(self, frame: bytes, wanted: bytes, verdict: int = DONE, partial: tuple[bytes, bytes] | None = None) -> None:
+        if partial and self.dice.chance(4):
+            self.out_partial(*partial)
+        got = self.target.output(frame, self.now)
+        assert got == (verdict, wanted), f"out: {got[0]}\n{frame.hex()}\n{got[1].hex()}, and not\n{wanted.hex()}"
+
+    def out_partial(self, frame: bytes, wanted: bytes) -> None:
+        """The device completes the checksum: the field holds the sum of the pseudo-header, before and after."""
+        at = 14 + 4 * len(self.path.vlans) + (40 + 8 * len(self.path.extensions) if self.path.family == 6 else 20)
+        vnet = self.dice.choose((10, 12))
+
+        def offloaded(data: bytes) -> bytes:
+            pseudo = wire.ones_sum(wire.pseudo_header(self.path, wire.TCP, len(data) - at))
+            data = data[: at + 16] + pseudo.to_bytes(2) + data[at + 18 :]
+            header = bytearray(wire.with_vnet(data, vnet, flags=wire.NEEDS_CSUM))
+            header[6:10] = at.to_bytes(2, "little") + (16).to_bytes(2, "little")
+            return bytes(header)
+
+        got = self.target.output(offloaded(frame), self.now, vnet)
+        assert got == (DONE, offloaded(wanted)), "out with a checksum that is not complete"
+
+    def take(self, frame: bytes, wanted: bytes, verdict: int = DONE) -> None:
+        got = self.target.input(frame, self.now)
+        assert got == (verdict, wanted), f"in: {got[0]}\n{frame.hex()}\n{got[1].hex()}, and not\n{wanted.hex()}"
+
+    # -------------------------------------------------------------- clocks
+
+    def clocks(self) -> tuple[int, int]:
+        """TSval of a segment sent now: as the primary would have it, and the secondary's."""
+        since = (self.now - self.s_syn_at) // MS
+        p, s = self.p_syn_ts + since + self.raised, self.s_syn_ts + since
+        if self.timestamps and self.taken_over and not self.checked:
+            value, at = self.known[-1]
+            self.raised = max(0, value + (self.now - at) // MS + 200 - p)
+            p += self.raised
+            self.checked = True
+        return p, s
+
+    # -------------------------------------------------------------- acts
+
+    def open(self, dies: bool) -> None:
+        dice = self.dice
+        if not self.active:
+            frame = self.client(True, SYN, 0)
+            self.take(frame, frame, NONE)
+        p_at = self.now
+        self.s_syn_at = p_at + dice.pick(0, 30) * MS
+        acts = ["notice", "syn"] if dice.chance(2) else ["syn", "notice"]
+        acts += dice.choose(([], ["syn"], ["notice"], ["notice", "syn"]))
+        told = False
+        for act in ["syn"] if dies else acts:
+            self.now = self.s_syn_at if act == "syn" else max(self.now, p_at)
+            if act == "notice":
+                self.target.learn(self.syn(True, notice=True), self.now)
+                if not told:
+                    self.known.append((self.p_syn_ts, self.now))
+                told = True
+            else:
+                frame, wanted = self.pair(self.syn)
+                self.out(frame, wanted if told else frame, DONE if told else NONE)
+        self.echo = (self.p_syn_ts, self.s_syn_ts)
+        if dies:
+            self.take_over()
+
+    def pair(self, make: Callable[[bool], bytes]) -> tuple[bytes, bytes]:
+        """The secondary's frame and the primary's, made with the same throws of the dice."""
+        throws: list[int] = []
+        real = self.dice
+
+        def record(low: int, high: int) -> int:
+            throws.append(real.pick(low, high))
+            return throws[-1]
+
+        self.dice = Dice(record)
+        first = make(False)
+        again = iter(throws)
+        self.dice = Dice(lambda low, high: next(again))
+        second = make(True)
+        self.dice = real
+        return first, second
+
+    def answer(self) -> None:
+        """The client's first segment: an ACK or data; of an active open the SYN-ACK."""
+        dice = self.dice
+        if self.active:
+            flags, at, payload = SYN | ACK, 0, b""
+        else:
+            flags, at, payload = ACK, 1, text(1, dice.choose((0, 0, 9)))
+        options = Options(wscale=3, timestamps=self.timestamps) if self.active else Options(timestamps=self.timestamps)
+        frames = [
+            wire.tcp(turned(self.path), self.c + at, base + 1, flags, payload, options, Noise(tsval=77, tsecr=ts))
+            for base, ts in ((self.p, self.echo[0]), (self.s, self.echo[1]))
+        ]
+        self.take(*frames)
+        if self.taken_over:
+            self.known.append((self.echo[0], self.now))
+        self.received += len(payload)
+
+    def take_over(self) -> None:
+        self.target.takeover(self.now)
+        self.taken_over = True
+
+    def vm_speaks(self) -> None:
+        dice = self.dice
+        payload = text(self.sent, dice.choose((0, 1, 30, 200)))
+        flags = ACK | dice.choose((0, PSH, 0x40, 0x80))
+        at = self.sent
+        if dice.chance(5):
+            at, payload = self.sent - 1, b""  # a keepalive
+        p_ts, s_ts = self.clocks()
+        window = dice.choose((0, 1, 500, 65535))
+        frame = self.vm(False, flags, at, self.received, payload, s_ts, window=window)
+        wanted = self.vm(True, flags, at, self.received, payload, p_ts, window=window)
+        self.sent = max(self.sent, at + len(payload))
+        self.echo = (p_ts, s_ts)
+        if len(payload) == 200 and not self.path.extensions and dice.chance(2):
+            self.fragments(frame, wanted)
+        else:
+            self.out(frame, wanted, partial=(frame, wanted))
+
+    def fragments(self, frame: bytes, wanted: bytes) -> None:
+        if self.dice.chance(2):  # the header is cut
+            first = wire.fragments(frame, (self.dice.choose((8, 16)), 64))[0]
+            self.out(first, first, DROP)
+        first, *rest = wire.fragments(frame, (64, 128))
+        self.out(first, wire.fragments(wanted, (64, 128))[0])
+        for piece in rest:
+            self.out(piece, piece, NONE)
+
+    def client_speaks(self) -> None:
+        dice = self.dice
+        payload = text(self.received, dice.choose((0, 0, 1, 50)))
+        sack = tuple((self.sent + n - 20, self.sent + n) for n in range(dice.choose((0, 0, 1, 3))))
+        p_ts, s_ts = self.echo
+        if self.timestamps and not self.taken_over and dice.chance(4):
+            p_ts += dice.pick(1, 50)  # of a segment that the secondary has not sent yet
+        frame = self.client(True, ACK | dice.choose((0, PSH)), self.received, self.sent, payload, p_ts, sack)
+        wanted = self.client(False, frame_flags(frame, self.path), self.received, self.sent, payload, s_ts, sack)
+        self.take(frame, wanted)
+        if self.timestamps and not self.taken_over and diff(p_ts, self.known[-1][0]) > 0:
+            self.known.append((p_ts, self.now))
+        self.received += len(payload)
+
+    def error(self) -> None:
+        """A router complains of a segment of the VM's, or the VM of one of the client's."""
+        by_client = self.dice.chance(2)
+        cut = self.dice.choose((8, 12, 200))
+        if by_client:
+            frames = [self.client(p, ACK, self.received, self.sent, b"x", self.echo[0 if p else 1], ((3, 9),))
+                      for p in (False, True)]  # fmt: skip
+            outer = self.path
+        else:
+            frames = [self.vm(p, ACK, self.sent, self.received, b"x", self.echo[0 if p else 1], window=0)
+                      for p in (True, False)]  # fmt: skip
+            outer = replace(turned(self.path), vm=turned(self.path).vm[:-1] + b"\x77")
+        kind = 3 if self.path.family == 4 else 1
+        given, wanted = (self.quoting(outer, kind, frame, cut) for frame in frames)
+        verdict = NONE if given == wanted else DONE
+        if by_client:
+            self.out(given, wanted, verdict)
+        else:
+            self.take(given, wanted, verdict)
+
+    def quoting(self, outer: Path, kind: int, frame: bytes, cut: int) -> bytes:
+        l3 = 14 + 4 * len(self.path.vlans)
+        l4 = l3 + (40 + 8 * len(self.path.extensions) if self.path.family == 6 else 20)
+        return wire.icmp(replace(outer, extensions=()), kind, 1, bytes(4) + frame[l3 : l4 + cut])
+
+    def syn_again(self) -> None:
+        if not self.active and self.sent == 1:
+            p_ts, s_ts = self.clocks()
+            again = s_ts - self.s_syn_ts
+            assert p_ts - self.p_syn_ts == again + self.raised
+            frame, wanted = self.pair(lambda p: self.syn(p, again + (self.raised if p else 0)))
+            self.out(frame, wanted)
+            self.echo = (p_ts, s_ts)
+
+    def close(self) -> None:
+        if self.dice.chance(2):
+            frame, wanted = (self.vm(p, RST, self.sent, options=Options()) for p in (False, True))
+            self.out(frame, wanted)
+            return
+        p_ts, s_ts = self.clocks()
+        frame, wanted = (self.vm(p, FIN | ACK, self.sent, self.received, tsval=p_ts if p else s_ts)
+                         for p in (False, True))  # fmt: skip
+        self.out(frame, wanted)
+        given, taken = (self.client(p, FIN | ACK, self.received, self.sent + 1, tsecr=p_ts if p else s_ts)
+                        for p in (True, False))  # fmt: skip
+        self.take(given, taken)
+        frame, wanted = (self.vm(p, ACK, self.sent + 1, self.received + 1, tsval=p_ts if p else s_ts)
+                         for p in (False, True))  # fmt: skip
+        self.out(frame, wanted)
+        self.echo = (p_ts, s_ts)
+        if self.timestamps and not self.taken_over and diff(p_ts, self.known[-1][0]) > 0:
+            self.known.append((p_ts, self.now))
+        self.now += 59_999 * MS
+        self.take(given, taken)  # for TIME-WAIT
+        if self.taken_over:
+            self.now += 60_000 * MS
+            self.take(given, given, NONE)
+
+    def after_mark(self, missed: bool) -> None:
+        """The secondary is the primary's copy: what has the primary's numbers passes. A mark that got lost shows too."""
+        if missed:
+            if min(abs(diff(self.p, self.s)), abs(diff(self.s, self.p))) <= 2 << 24 or self.active:
+                return
+            self.client_speaks()
+        else:
+            self.target.mark()
+        for frame in (self.vm(True, ACK, self.sent, self.received), self.vm(False, ACK, self.sent, self.received)):
+            self.out(frame, frame, NONE)
+        frame = self.client(True, ACK, self.received, self.sent)
+        self.take(frame, frame, NONE)
+
+
+def frame_flags(frame: bytes, path: Path) -> int:
+    l4 = 14 + 4 * len(path.vlans) + (40 + 8 * len(path.extensions) if path.family == 6 else 20)
+    return frame[l4 + 13]
+
+
+def live(dice: Dice, make: Callable[[], Target]) -> None:
+    """A few connections on the same ports, one after the other. AssertionError: some frame came out wrong."""
+    target, path, now = make(), any_path(dice), dice.pick(0, 1000) * MS
+    count, used = dice.pick(1, 3), set[int]()
+    for number in range(count):
+        story = Story(dice, target, path, now, number == count - 1)
+        story.p, story.s, story.c = any_number(dice), any_number(dice), any_number(dice)
+        if abs(diff(story.p, story.s)) < 2 or dice.chance(20):
+            story.s = (story.p + 2**31) % M32
+        if used & {story.p, story.s, story.c}:  # the same number twice in a row is a SYN sent again
+            continue
+        used |= {story.p, story.s, story.c}
+        story.p_syn_ts, story.s_syn_ts = any_number(dice), any_number(dice)
+        story.timestamps, story.active = dice.chance(2), dice.chance(3)
+        dies = story.last and dice.chance(3)
+        if not dies:
+            story.p_scale, story.s_scale = dice.choose(((7, 7), (7, 7), (2, 9), (14, 0)))
+        story.open(dies)
+        if not dies and dice.chance(6):  # the client never answers
+            now = story.now
+            continue
+        story.answer()
+        for _ in range(dice.pick(0, 10)):
+            story.now += dice.choose((0, 1, 40, 1500)) * MS
+            acts = [story.vm_speaks, story.vm_speaks, story.client_speaks, story.client_speaks, story.error]
+            if story.last and not story.taken_over:
+                acts.append(story.take_over)
+            if not story.taken_over or story.checked:
+                acts.append(story.syn_again)
+            dice.choose(acts)()
+        ending = dice.pick(0, 4)
+        if ending == 0:
+            story.close()
+        elif ending == 1:
+            story.after_mark(missed=False)
+        elif ending == 2 and not story.taken_over:
+            story.after_mark(missed=True)
+        now = story.now
+
+
+@pytest.mark.parametrize("make", [Core, Model])
+def test_stories(make: Callable[[], Target]) -> None:
+    for seed in seeds(1500):
+        try:
+            live(seeded(seed), make)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
