@@ -3,7 +3,7 @@
 
 A story is a client that talks with two VMs whose streams are equal and whose numbers and clocks are not. What the
 secondary VM sends must come out byte for byte as the primary would have sent it, and what the client sends must come
-out as if it had talked with the secondary alone. The frames are built with whole checksums, so that these are checked too.
+out as if it had talked with the secondary alone. The frames are built with whole checksums, so these are checked too.
 """
 
 from __future__ import annotations
@@ -545,8 +545,8 @@ class NoQuotes(Model):
 
 MUTANTS = [
     AnyAckBelongs, NoticesServeTwice, NeverInfers, NoFloor, ForgetsTheTime, EchoesTheFuture, LeavesWindows,
-    WrapsWindows, ScalesSyns, HalfOfSack, ComparesFlags, CompletesChecksums, TrustsMarks, KeepsClosed, CutsPass, ShiftsTheVmsSack,
-    NoQuotes,
+    WrapsWindows, ScalesSyns, HalfOfSack, ComparesFlags, CompletesChecksums, TrustsMarks, KeepsClosed, CutsPass,
+    ShiftsTheVmsSack, NoQuotes,
 ]  # fmt: skip
 
 
