@@ -323,6 +323,8 @@ int colo_rewriter_in(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len,
 
     if (vnet_len > len)
         return COLO_ERR_MISUSE;
+    if (!colo_rwtable_count(r->table)) /* as it is of most frames after a checkpoint: not worth a look */
+        return COLO_REWRITE_NONE;
     expire(r, now);
     found = read_frame(&f, nic, len, false);
     if (found == COLO_TCPSEG_NONE)

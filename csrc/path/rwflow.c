@@ -252,7 +252,6 @@ static void client_sends(struct colo_rwflow *f, const struct colo_tcpseg *seg)
 
 void colo_rwflow_receives(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool taken_over, int64_t now)
 {
-    f->is_signed |= seg->is_signed;
     if (seg->flags & COLO_TCP_SYN) {
         f->c_scaled = true;
         f->c_scale = scale_of(seg->wscale);

@@ -59,7 +59,7 @@ struct colo_rwflow {
     bool known;
     bool ts_known;
     bool ts_floored;     /* since the takeover the timestamps have been looked at */
-    bool is_signed;
+    bool is_signed;      /* the VM signs its segments */
     bool unscaled;       /* the peer's SYN-ACK refused window scaling */
     uint8_t p_wscale;    /* the option of the primary's SYN, 255: absent */
     uint8_t p_scale, s_scale; /* what it means */

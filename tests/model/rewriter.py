@@ -410,7 +410,6 @@ class Model:
             flow.c_fin_acked = flow.c_fin == seg.ack
 
     def vm_receives(self, flow: Flow, seg: Segment, now: int) -> None:
-        flow.signed |= seg.signed
         if seg.flags & SYN:
             flow.client_scale = scale(seg.wscale)
             if seg.flags & ACK and flow.s is not None and flow.s.active:
