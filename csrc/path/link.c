@@ -45,10 +45,9 @@ struct colo_link {
 
     /* sending */
     struct colo_sendring ring;
-    uint64_t sent;
+    uint64_t sent;     /* also what the last connection has taken, while there is none */
     uint64_t boundary;
     uint64_t offered;   /* output has shown the bytes up to here */
-    uint64_t sent_ever; /* over all connections of this stream: the peer can't have received more */
     uint8_t service[3 * SERVICE]; /* pong, ack, ping that go out now */
     size_t service_len, service_done;
     int64_t output_at;  /* when output was last asked for */
@@ -122,7 +121,7 @@ uint64_t colo_link_received(const colo_link *l)
 
 bool colo_link_can_resume(const colo_link *l, uint64_t from)
 {
-    return !l->faulty && from <= l->sent_ever && colo_sendring_starts(&l->ring, from);
+    return !l->faulty && from <= l->sent && colo_sendring_starts(&l->ring, from);
 }
 
 static void release(colo_link *l, uint64_t to)
@@ -153,7 +152,6 @@ void colo_link_disconnect(colo_link *l)
     l->connected = false;
     l->in_start = l->in_end = 0;
     l->service_len = l->service_done = 0;
-    l->offered = l->sent;
     l->pong = false;
     l->ack_at = NEVER;
     l->ack_records = 0;
@@ -166,7 +164,7 @@ int colo_link_restart(colo_link *l)
     if (l->ring.head || l->received)
         l->counters.gaps++;
     colo_sendring_reset(&l->ring);
-    l->sent = l->boundary = l->offered = l->sent_ever = l->received = l->acked = 0;
+    l->sent = l->boundary = l->offered = l->received = l->acked = 0;
     l->used = l->faulty = false;
     return COLO_OK;
 }
@@ -307,8 +305,6 @@ void colo_link_wrote(colo_link *l, size_t n)
     l->sent += n;
     while (l->boundary < l->sent)
         l->boundary = colo_sendring_after(&l->ring, l->boundary);
-    if (l->sent > l->sent_ever)
-        l->sent_ever = l->sent;
 }
 
 /* --------------------------------------------------------------- receiving */

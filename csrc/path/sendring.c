@@ -31,8 +31,8 @@ static void copy_in(struct colo_sendring *ring, const uint8_t *from, size_t len)
 }
 
 /*
- * Doubling keeps what lies together from any offset on at least as long as it was: output that was offered once can be
- * offered again, as TLS wants it.
+ * What lies together from any offset on is after doubling at least as long as before: so it is copied in two pieces at
+ * most, and output that was offered once can be offered again, as TLS wants it.
  */
 static bool grow(struct colo_sendring *ring, uint64_t need)
 {
@@ -47,8 +47,6 @@ static bool grow(struct colo_sendring *ring, uint64_t need)
     while (at < ring->head) {
         uint64_t to = at & (cap - 1), some = together(ring, at, ring->head - at);
 
-        if (some > cap - to)
-            some = cap - to;
         memcpy(bytes + to, ring->bytes + (at & (ring->cap - 1)), some);
         at += some;
     }

@@ -480,6 +480,138 @@ static void test_acknowledgement_waits_for_the_record(void)
     part(&t);
 }
 
+/* Also where the part written ends with a record: what was offered behind it is still to be offered first. */
+static void test_what_was_offered_goes_first(void)
+{
+    struct two t = pair();
+    const uint8_t *data;
+    size_t n;
+
+    push(t.a, 0);
+    push(t.a, 1);
+    n = colo_link_output(t.a, &data, START);
+    CHECK_EQ(n, 22 + 59);
+    colo_link_wrote(t.a, 22);
+    push(t.b, 0);
+    CHECK_EQ(hear(t.a, speak(t.b, START), 0, START), 1);
+    CHECK_EQ(colo_link_output(t.a, &data, START + 20 * MS), 59);
+    CHECK_EQ(data[4], numbered(1).type);
+    colo_link_wrote(t.a, 59);
+    CHECK_EQ(colo_link_output(t.a, &data, START + 20 * MS), 16);
+    part(&t);
+}
+
+/* How many acknowledgements are among the records that have been written. */
+static unsigned acknowledgements(size_t len)
+{
+    unsigned count = 0;
+
+    for (size_t at = 0; at < len; at += HEAD + ((size_t)wire[at + 2] << 8 | wire[at + 3]))
+        count += wire[at + 4] == 64;
+    return count;
+}
+
+/* The thresholds count from the last acknowledgement, and a new connection begins with none due: the hello has told. */
+static void test_thresholds_start_anew(void)
+{
+    static const uint8_t data[MAX];
+    struct colo_link_record r = {COLO_LINK_MIRROR, 0, 0, MAX, data};
+    struct two t = pair();
+    unsigned acks = 0;
+
+    for (unsigned n = 0; n < 188; n++) {
+        struct colo_link_record got;
+        uint8_t *to;
+        size_t len;
+
+        colo_link_push(t.a, &r);
+        len = speak(t.a, START);
+        colo_link_input(t.b, &to);
+        memcpy(to, wire, len);
+        colo_link_got(t.b, len, START);
+        CHECK_EQ(colo_link_next(t.b, &got), 1);
+        acks += acknowledgements(speak(t.b, START));
+    }
+    CHECK_EQ(acks, 2); /* after 64 and 128 records */
+    colo_link_disconnect(t.a);
+    colo_link_disconnect(t.b);
+    CHECK_EQ(colo_link_connect(t.b, 0, START), COLO_OK);
+    CHECK_EQ(colo_link_deadline(t.b), START + 250 * MS);
+    CHECK_EQ(speak(t.b, START + 249 * MS), 0);
+    CHECK_EQ(colo_link_connect(t.a, colo_link_received(t.b), START), COLO_OK);
+    CHECK_EQ(counters(t.a).queued_bytes, 0);
+    CHECK_EQ(counters(t.a).acked_bytes, counters(t.a).sent_bytes);
+    for (unsigned n = 0; n < 25; n++)
+        push(t.a, n);
+    CHECK_EQ(hear(t.b, speak(t.a, START), 0, START), 25);
+    CHECK_EQ(acknowledgements(speak(t.b, START)), 0);
+    part(&t);
+}
+
+/* Moves the stream on to that offset; all is acknowledged. */
+static void move_on(struct two *t, uint64_t offset)
+{
+    static const uint8_t data[MAX];
+    struct colo_link_record got;
+    uint64_t at = counters(t->a).sent_bytes;
+
+    while (at < offset) {
+        struct colo_link_record r = {COLO_LINK_MIRROR, 0, 0, MAX, data};
+        uint64_t left = offset - at;
+        uint8_t *to;
+        size_t len;
+
+        if (left < 2 * (HEAD + MAX))
+            r.len = left > HEAD + MAX ? MAX / 2 : (uint32_t)left - HEAD;
+        CHECK_EQ(colo_link_push(t->a, &r), COLO_OK);
+        at += HEAD + r.len;
+        len = speak(t->a, START);
+        colo_link_input(t->b, &to);
+        memcpy(to, wire, len);
+        colo_link_got(t->b, len, START);
+        CHECK_EQ(colo_link_next(t->b, &got), 1);
+        CHECK_EQ(hear(t->a, speak(t->b, START + 20 * MS), 0, START), 0);
+    }
+    CHECK_EQ(at, offset);
+    CHECK_EQ(counters(t->a).queued_bytes, 0);
+}
+
+/* Where the ring ends, in each byte of a header: records come through, a pong goes between records only. */
+static void test_the_end_of_the_ring(void)
+{
+    enum { RING = 256 * 1024 };
+
+    for (unsigned before = 0; before <= 20; before++) {
+        struct two t = pair();
+        const uint8_t *data;
+        size_t n;
+
+        CHECK_NOTE("%u bytes before the end", before);
+        move_on(&t, RING - before);
+        push(t.a, 5); /* 207 bytes */
+        push(t.a, 6);
+        if (before) {
+            n = colo_link_output(t.a, &data, START);
+            CHECK_EQ(n, before);
+            memcpy(wire, data, n);
+            colo_link_wrote(t.a, n);
+            CHECK_EQ(hear_pieces(t.b, wire, before, SIZE_MAX, 5, START), 0);
+            n = speak(t.b, START + 400 * MS);
+            CHECK_EQ(n, 16);
+            CHECK_EQ(wire[4], 65);
+            CHECK_EQ(hear(t.a, n, 0, START), 0);
+            n = colo_link_output(t.a, &data, START);
+            CHECK_EQ(n, 207 - before);
+        }
+        CHECK_EQ(hear(t.b, speak(t.a, START), 5, START), 2);
+        /* The peer goes on from the second record: found by its header. */
+        colo_link_disconnect(t.a);
+        CHECK(colo_link_can_resume(t.a, RING - before + 207));
+        CHECK(!colo_link_can_resume(t.a, RING - before + 206));
+        part(&t);
+    }
+}
+
 /* ------------------------------------------------------------------ keepalive */
 
 static void test_keepalive_and_death(void)
@@ -541,7 +673,7 @@ static void test_input_is_full_only_with_a_record_in_it(void)
     struct two t = pair();
     struct colo_link_record r;
     uint8_t *to;
-    size_t n, at = 0, room, full = 0;
+    size_t n, at = 0, room, full = 0; /* how often it was full */
     unsigned heard = 0, pushed = 0;
 
     while (push(t.a, pushed) == COLO_OK)
@@ -563,7 +695,7 @@ static void test_input_is_full_only_with_a_record_in_it(void)
     while (colo_link_next(t.b, &r) == 1)
         check_record(&r, heard++);
     CHECK_EQ(heard, pushed);
-    (void)full;
+    CHECK(full > 0);
     part(&t);
 }
 
@@ -667,6 +799,9 @@ CHECK_MAIN(
     TEST(test_long_stream_wraps),
     TEST(test_when_acknowledgements_are_due),
     TEST(test_acknowledgement_waits_for_the_record),
+    TEST(test_what_was_offered_goes_first),
+    TEST(test_thresholds_start_anew),
+    TEST(test_the_end_of_the_ring),
     TEST(test_keepalive_and_death),
     TEST(test_no_spinning_and_no_false_death),
     TEST(test_input_is_full_only_with_a_record_in_it),
