@@ -318,16 +318,16 @@ async def test_unreadable_state_does_not_end_the_listener(bench: Bench, caplog: 
     assert "the hello failed" in caplog.text
 
 
-def make_certificates(directory: Path) -> None:
-    """The commands of docs/link.md."""
+def run_commands(name: str, directory: Path) -> None:
+    """The commands of that name in docs/link.md."""
     text = (Path(__file__).parent.parent / "docs" / "link.md").read_text(encoding="utf-8")
-    block = text.partition("<!-- certificates -->\n```sh\n")[2].partition("```")[0]
+    block = text.partition(f"<!-- {name} -->\n```sh\n")[2].partition("```")[0]
     assert "openssl" in block
     subprocess.run(["sh", "-e", "-c", block], cwd=directory, check=True, capture_output=True)
 
 
 async def test_certificates(bench: Bench, tmp_path: Path) -> None:
-    make_certificates(tmp_path)
+    run_commands("certificates", tmp_path)
     one, two = (
         Keys.certificates(tmp_path / f"{name}.pem", tmp_path / f"{name}.key", tmp_path / "ca.pem", peer)
         for name, peer in (("host-a", "host-b"), ("host-b", "host-a"))
@@ -564,6 +564,11 @@ def test_psk_files_refused(tmp_path: Path, text: str, mode: int, words: str) -> 
     path.chmod(mode)
     with pytest.raises(MisuseError, match=words):
         read_psk(path)
+
+
+def test_psk_as_the_documentation_makes_it(tmp_path: Path) -> None:
+    run_commands("psk", tmp_path)
+    assert len(read_psk(tmp_path / "pair.psk")) == 32
 
 
 def test_psk_files_that_are_none(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Both ends in one thread over a socketpair: each call of a transport goes as far as it can. */
-#include <errno.h>
-#include <signal.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -567,6 +566,46 @@ static void test_mixed_keys(void)
     forget_certificates();
 }
 
+enum { THREADS = 4, SHAKES = 25 };
+
+static void *shake_many(void *keys)
+{
+    colo_tls *const *both = keys;
+    uintptr_t done = 0;
+
+    for (int i = 0; i < SHAKES; i++) {
+        struct two t = {.client_result = COLO_TRANSPORT_READ, .server_result = COLO_TRANSPORT_READ};
+        int fds[2];
+
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) < 0)
+            break;
+        t.client = colo_transport_create(both[0], fds[0]);
+        t.server = colo_transport_create(both[1], fds[1]);
+        shake(&t);
+        done += !t.client_result && !t.server_result;
+        part(&t);
+    }
+    return (void *)done; /* the checks are the main thread's */
+}
+
+/* One pair of keys serves connections of many threads at once. */
+static void test_threads_share_keys(void)
+{
+    colo_tls *keys[2] = {psk(false, "pair", KEY), psk(true, "pair", KEY)};
+    pthread_t threads[THREADS];
+
+    for (int i = 0; i < THREADS; i++)
+        REQUIRE(pthread_create(&threads[i], NULL, shake_many, keys) == 0);
+    for (int i = 0; i < THREADS; i++) {
+        void *done;
+
+        pthread_join(threads[i], &done);
+        CHECK_EQ((uintptr_t)done, SHAKES);
+    }
+    colo_tls_destroy(keys[0]);
+    colo_tls_destroy(keys[1]);
+}
+
 /* What a stranger has recorded of a good handshake proves nothing in a second one. */
 static void test_replayed_handshake(void)
 {
@@ -627,5 +666,6 @@ CHECK_MAIN(
     TEST(test_ends),
     TEST(test_certificates),
     TEST(test_mixed_keys),
+    TEST(test_threads_share_keys),
     TEST(test_replayed_handshake),
 )
