@@ -109,7 +109,7 @@ static void hear(struct outcome *o, const uint8_t *stream, size_t size, uint32_t
     o->queued = c.queued_bytes;
     o->rtt = c.rtt;
     snprintf(o->fault, sizeof o->fault, "%s", colo_link_fault(l) ? colo_link_fault(l) : "");
-    /* Whatever it was, what the peer has not acknowledged is there for the next connection; a fault ends the session. */
+    /* What is not acknowledged is there for the next connection; but a fault ends the session. */
     colo_link_disconnect(l);
     MUST(colo_link_can_resume(l, o->acked) == !o->fault[0], "resumption after: %s", o->fault);
     MUST(colo_link_restart(l) == 0 && colo_link_connect(l, 0, PING_AT + 2000) == 0, "no new session");
