@@ -190,10 +190,12 @@ def _make_cables(made: NamespaceNetwork, kind: VmKind) -> None:
     _cable(made, "link", (primary, "link0", ""), (secondary, "link0", ""))
     if kind == "packet":
         for role, host in made.hosts.items():
-            _veth((host, HOST_INTERFACE, ""), (made.vms[role], VM_INTERFACE, ""))
+            # Not up before it has its MAC: a proxy learns the VM's addresses from what it says.
+            _veth((host, HOST_INTERFACE, ""), (made.vms[role], VM_INTERFACE, _LATER))
 
 
 _End = tuple[str, str, str]  # namespace, interface, what to set besides
+_LATER = "later"  # for that: somebody else brings it up
 
 
 def _cable(made: NamespaceNetwork, place: Place, one: _End, other: _End) -> None:
@@ -214,6 +216,8 @@ def _veth(one: _End, other: _End) -> None:
     peer = f"peer name {other[1]} index {next(_indices)} netns {other[0]}"
     batch(one[0], [f"link add name {one[1]} index {index} type veth {peer}"])
     for namespace, interface, more in (one, other):
+        if more == _LATER:
+            continue
         lines = [f"link set {interface} up"]
         if interface != "eth0":  # only the client and the VMs are to say anything of their own
             lines.insert(0, f"link set {interface} addrgenmode none {more}")
