@@ -543,6 +543,13 @@ class NoQuotes(Model):
         return NONE, data
 
 
+class BelievesDamaged(Model):
+    """Learns from a segment whose checksum says that the VM will drop it."""
+
+    def is_damaged(self, seg: Segment, vnet_len: int) -> bool:
+        return False
+
+
 MUTANTS = [
     AnyAckBelongs, NoticesServeTwice, NeverInfers, NoFloor, ForgetsTheTime, EchoesTheFuture, LeavesWindows,
     WrapsWindows, ScalesSyns, HalfOfSack, ComparesFlags, CompletesChecksums, TrustsMarks, KeepsClosed, CutsPass,
@@ -588,8 +595,8 @@ def any_segment(dice: Dice, path: Path, from_vm: bool) -> bytes:
                     spoil_checksum=dice.chance(20))  # fmt: skip
 
 
-def wander(dice: Dice) -> None:
-    core, model, now, path = Core(), Model(), 0, Path() if dice.chance(2) else Path.v6()
+def wander(dice: Dice, against: type[Model] = Model) -> None:
+    core, model, now, path = Core(), against(), 0, Path() if dice.chance(2) else Path.v6()
     for step in range(dice.pick(5, 60)):
         now += dice.choose((0, 0, 1, 100, 100, 61_000)) * MS
         act = dice.pick(0, 40)
@@ -609,6 +616,12 @@ def wander(dice: Dice) -> None:
             want = model.output(frame, now) if act < 26 else model.input(frame, now)
             assert got == want, f"step {step}, act {act}: {frame.hex()}\n{got}\n{want}"
         assert core.native.counters.flows == len(model.flows), f"step {step}: other flows"
+
+
+def test_a_model_that_believes_what_is_damaged_does_not() -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(3000):
+            wander(seeded(seed), BelievesDamaged)
 
 
 def test_core_and_model_do_the_same() -> None:

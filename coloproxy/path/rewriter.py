@@ -54,6 +54,7 @@ class RewriterCounters:
     unshifted: int
     fallbacks: int
     window_scaled: int
+    damaged: int
     signed_segments: int
     evicted: int
     refused: int

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "rewriter.h"
 
+#include <linux/virtio_net.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "csum.h"
 #include "load.h"
 #include "parse.h"
 #include "quote.h"
@@ -182,6 +185,26 @@ static bool is_partial(const struct frame *f, uint32_t at)
     return f->vnet_len < 10 || (uint32_t)(f->data[6] | f->data[7] << 8) + f->vnet_len == at;
 }
 
+/*
+ * Whether the VM will take the client's segment: one that was damaged on its way must not teach us numbers, or end a
+ * flow, that the VM never sees. Where a device has left the checksum to others, or has checked it, and for fragments,
+ * there is nothing to be seen.
+ */
+static bool is_intact(const struct frame *f)
+{
+    const struct colo_packet *p = &f->packet;
+    const uint32_t end = p->body + p->body_len, len = end - f->seg.at;
+    const size_t address = p->id.family == 6 ? 16 : 4;
+    uint64_t sum = IPPROTO_TCP + (uint64_t)len;
+
+    if (f->seg.fragment || is_partial(f, f->seg.at) ||
+        (f->vnet_len >= 2 && (f->data[0] & VIRTIO_NET_HDR_F_DATA_VALID || f->data[1] != VIRTIO_NET_HDR_GSO_NONE)))
+        return true;
+    sum = colo_csum_add(sum, p->id.src, address);
+    sum = colo_csum_add(sum, p->id.dst, address);
+    return colo_csum_fold(colo_csum_add(sum, f->data + f->seg.at, len)) == 0;
+}
+
 /* What is written into a frame of a known flow; `outward`: to the client. */
 static struct colo_translation translation_of(const struct colo_rwflow *flow, bool by_vm, bool outward)
 {
@@ -334,6 +357,10 @@ int colo_rewriter_in(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len,
         return cut_segment(r, flow);
     if (!flow)
         return COLO_REWRITE_NONE;
+    if (!is_intact(&f)) {
+        r->counters.damaged++;
+        return COLO_REWRITE_NONE;
+    }
     if (colo_rwflow_infer(flow, &f.seg, r->taken_over, now) && flow->seq_shift)
         r->counters.fallbacks++;
     (void)colo_rwflow_recall(flow, &f.seg);

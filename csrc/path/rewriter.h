@@ -43,6 +43,7 @@ struct colo_rewriter_counters {
     uint64_t unshifted;      /* output of a known flow whose number fitted only unshifted: the flow was forgotten */
     uint64_t fallbacks;      /* shifts learnt from the client's first ACK, for want of a notice */
     uint64_t window_scaled;  /* windows translated because the two VMs' scale factors differ */
+    uint64_t damaged;        /* the client's segments of known flows with a wrong checksum: nothing was learnt of them */
     uint64_t signed_segments;/* of known flows with TCP-MD5 or TCP-AO: passed untouched */
     uint64_t evicted;        /* flows that made room for others while half open or closed */
     uint64_t refused;        /* new flows for which there was no room: want a checkpoint */

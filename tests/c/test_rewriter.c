@@ -9,7 +9,9 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "csum.h"
 #include "frames.h"
+#include "load.h"
 #include "parse.h"
 #include "rewriter.h"
 
@@ -1037,6 +1039,15 @@ static int learn_port(colo_rewriter *r, const struct shape *shape, uint16_t port
     return colo_rewriter_learn(r, 0, buf, len, shape->vnet_len, now);
 }
 
+/* Writes a port into the segment in buf; its checksum stays right. */
+static void set_port(const struct shape *shape, uint32_t at, uint16_t port)
+{
+    uint8_t *csum = buf + tcp_at(shape) + 16, *p = buf + tcp_at(shape) + at;
+
+    colo_store16(csum, colo_csum_update32(colo_load16(csum), colo_load16(p), port));
+    colo_store16(p, port);
+}
+
 static int speak_port(colo_rewriter *r, const struct shape *shape, uint16_t port, bool from_client, uint8_t flags)
 {
     struct segment s = {.from_client = from_client, .flags = flags, .seq = 1, .ack = 1001};
@@ -1047,7 +1058,7 @@ static int speak_port(colo_rewriter *r, const struct shape *shape, uint16_t port
         s.ack = 1;
     }
     len = build(buf, shape, &s);
-    colo_store16(buf + tcp_at(shape) + (from_client ? 0 : 2), port);
+    set_port(shape, from_client ? 0 : 2, port);
     if (from_client)
         return colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0);
     return colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0);
@@ -1090,6 +1101,33 @@ static void test_limits(void)
     colo_rewriter_counters_of(r, &counters);
     CHECK_EQ(counters.flows, 0);
     CHECK_EQ(learn_port(r, shape, 9, 0), 0);
+    colo_rewriter_destroy(r);
+}
+
+/* What a bad cable did to a client's segment must teach nothing, for the VM drops it: not a shift, and no end. */
+static void test_damaged_segments(void)
+{
+    const struct shape *shape = &SHAPES[0];
+    struct segment syn = {.flags = SYN | ACK, .seq = 1000, .ack = 501};
+    struct segment wrong = {.from_client = true, .flags = ACK, .seq = 501, .ack = 7777};
+    struct segment right = {.from_client = true, .flags = ACK, .seq = 501, .ack = 92001};
+    struct colo_rewriter_counters counters;
+    colo_rewriter *r = make(8);
+    uint32_t len;
+
+    REQUIRE(r);
+    len = build(buf, shape, &syn); /* no notice: the first ACK will tell */
+    CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0), NONE);
+    colo_rewriter_takeover(r, 0);
+    len = build(buf, shape, &wrong);
+    buf[len - 1 - 3] ^= 1; /* of the header's last bytes, or the payload's: the checksum no longer fits */
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0), NONE);
+    len = build(buf, shape, &right);
+    CHECK_EQ(colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0), DONE);
+    CHECK_EQ(colo_load32(buf + tcp_at(shape) + 8), 1001);
+    colo_rewriter_counters_of(r, &counters);
+    CHECK_EQ(counters.damaged, 1);
+    CHECK_EQ(counters.fallbacks, 1);
     colo_rewriter_destroy(r);
 }
 
@@ -1179,6 +1217,7 @@ CHECK_MAIN(
     TEST(test_quotes),
     TEST(test_quotes_of_others),
     TEST(test_every_truncation),
+    TEST(test_damaged_segments),
     TEST(test_limits),
     TEST(test_the_oldest_makes_room),
     TEST(test_creation),

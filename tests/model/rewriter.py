@@ -227,6 +227,14 @@ class Model:
     def is_partial(self, data: bytes, vnet_len: int, at: int) -> bool:
         return bool(vnet_len and data[0] & 1 and int.from_bytes(data[6:8], "little") + vnet_len == at)
 
+    def is_damaged(self, seg: Segment, vnet_len: int) -> bool:
+        """The VM will not take it. What devices have left to others, or checked, and fragments can't be told."""
+        data = seg.data
+        if seg.fragment or self.is_partial(data, vnet_len, seg.at) or (vnet_len and (data[0] & 2 or data[1])):
+            return False
+        pseudo = seg.src + seg.dst + struct.pack("!II", seg.end - seg.at, 6)
+        return ones_sum(pseudo + data[seg.at : seg.end]) % 65535 != 0
+
     def opens_anew(self, syn: Syn | None, seg: Segment) -> bool:
         if syn is None or syn.isn != seg.seq:
             return True
@@ -297,7 +305,7 @@ class Model:
         flow = self.flows.get(self.key(nic, seg, False))
         if seg.cut:
             return self.drop_cut(flow), data
-        if flow is None:
+        if flow is None or self.is_damaged(seg, vnet_len):
             return NONE, data
         if flow.shift is None and self.may_infer(flow, seg):
             assert flow.s is not None
