@@ -33,6 +33,8 @@ class ComparatorOptions(TypedDict, total=False):
         pass_classes: frame classes released at once, the secondary's copy swallowed; DEFAULT_PASS if left out.
         keep_gap: whether secondary frames read between STOP and RESUME are taken as the new epoch's (True) or
             dropped (False, safe on any link).
+        any_scale: whether SYNs whose window scale options differ only in the factor are equal. Only safe where somebody
+            translates the survivor's windows after a failover, see docs/comparison.md.
         hash_seed: of the flow table; a secret one where clients are hostile.
         rules: of the operator's, see :mod:`coloproxy.rules`; the first that fits decides, pass_classes where none does.
     """
@@ -49,6 +51,7 @@ class ComparatorOptions(TypedDict, total=False):
     gap_window: int | None
     pass_classes: Iterable[FrameClass]
     keep_gap: bool
+    any_scale: bool
     hash_seed: int | None
     rules: Rules
 

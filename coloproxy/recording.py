@@ -119,6 +119,7 @@ def options_json(config: Any, rules: Rules, *, vnet_hdr: bool) -> str:
     fields: dict[str, object] = {name: int(getattr(config, name)) for name in names}
     fields["pass_classes"] = [str(member) for member in FrameClass if config.pass_classes >> member & 1]
     fields["keep_gap"] = bool(config.keep_gap)
+    fields["any_scale"] = bool(config.any_scale)
     fields["vnet_hdr"] = vnet_hdr
     text = json.dumps({**fields, "rules": rules_document(rules)}, separators=(",", ":"))
     return text if len(text) < TEXT_MAX else json.dumps({**fields, "rules": None}, separators=(",", ":"))

@@ -146,6 +146,8 @@ struct colo_config {
     int64_t gap_window;       /* ns: bytes of a stream that the secondary has left out for so long want a checkpoint */
     uint32_t pass_classes;    /* bit 1 << enum colo_class: released at once, the secondary's copy swallowed */
     uint8_t keep_gap;         /* secondary frames read between STOP and RESUME: 0 dropped (safe), 1 new epoch */
+    uint8_t any_scale;        /* window scale factors of the two sides' SYNs: 0 must be equal, 1 may differ where both
+                                 are there: only for one who translates the survivor's windows after a failover */
     uint64_t hash_seed;       /* of the flow table; random in production, fixed in tests */
     const struct colo_rule *rules; /* the first that fits decides, pass_classes where none does; copied at creation */
     uint32_t rules_count;     /* COLO_MAX_RULES at most */

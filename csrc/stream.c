@@ -12,6 +12,8 @@
 #include "core.h"
 #include "load.h"
 
+enum { NO_SCALE = 255 };
+
 enum position { POSITION_SYN, POSITION_DATA, POSITION_FIN };
 
 static int64_t data_start(const struct colo_rec *rec)
@@ -64,10 +66,16 @@ static enum position position_at(const struct colo_rec *rec, int64_t at)
     return at < data_end(rec) ? POSITION_DATA : POSITION_FIN;
 }
 
-static bool same_syn(const struct colo_syn_options *a, const struct colo_syn_options *b)
+/* A factor that is there is never "equal" to none: whether windows are scaled at all can't be translated. */
+static bool same_scale(const struct colo_syn_options *a, const struct colo_syn_options *b, bool any_scale)
 {
-    return a->mss == b->mss && a->wscale == b->wscale && a->sack_ok == b->sack_ok && a->timestamps == b->timestamps &&
-           a->signature == b->signature;
+    return a->wscale == b->wscale || (any_scale && a->wscale != NO_SCALE && b->wscale != NO_SCALE);
+}
+
+static bool same_syn(const struct colo_syn_options *a, const struct colo_syn_options *b, bool any_scale)
+{
+    return a->mss == b->mss && same_scale(a, b, any_scale) && a->sack_ok == b->sack_ok &&
+           a->timestamps == b->timestamps && a->signature == b->signature;
 }
 
 /* The first difference in n > 0 bytes that memcmp called different. */
@@ -133,7 +141,7 @@ static int64_t compare_span(colo_comparator *c, const struct colo_flow *flow, co
         if (kind == POSITION_FIN)
             return at + 1 - from;
         if (kind == POSITION_SYN) {
-            if (!same_syn(&p->syn, &s->syn)) {
+            if (!same_syn(&p->syn, &s->syn, c->config.any_scale)) {
                 *cause = COLO_CAUSE_SYN_OPTIONS;
                 break;
             }
@@ -220,7 +228,10 @@ void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struc
     colo_held_add(c, rec);
 }
 
-/* The first position of [at, limit), which both frames cover, where they are not equal; `limit`: there is none. */
+/*
+ * The first position of [at, limit), which both frames cover, where they are not equal; `limit`: there is none. Both are
+ * of one side, so any_scale is not asked: a VM announces one factor, and windows are translated by it.
+ */
 static int64_t first_contradiction(const struct colo_rec *a, const struct colo_rec *b, int64_t at, int64_t limit)
 {
     while (at < limit) {
@@ -228,7 +239,7 @@ static int64_t first_contradiction(const struct colo_rec *a, const struct colo_r
         const uint8_t *ab, *bb;
         int64_t n;
 
-        if (kind != position_at(b, at) || (kind == POSITION_SYN && !same_syn(&a->syn, &b->syn)))
+        if (kind != position_at(b, at) || (kind == POSITION_SYN && !same_syn(&a->syn, &b->syn, false)))
             return at;
         if (kind != POSITION_DATA) {
             at++;

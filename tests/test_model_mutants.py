@@ -71,6 +71,50 @@ class IgnoresSynOptions(Toy):
             super().look_for_divergence(track)
 
 
+class IgnoresAnAbsentScale(Toy):
+    """R1: where any scale factor will do, none at all will do too."""
+
+    def content_matches(self, facts: TcpFlow, segment: Segment) -> bool:
+        said = facts.incarnation(segment.incarnation).said[SECONDARY]
+        return super().content_matches(facts, segment) or (
+            segment.packet.syn and self.is_loosely(facts, {segment.packet.options}, said.syns)
+        )
+
+    def look_for_divergence(self, track: Track) -> None:
+        if not (
+            isinstance(track.facts, TcpFlow)
+            and any(
+                self.is_loosely(track.facts, inc.said[PRIMARY].syns, inc.said[SECONDARY].syns)
+                for inc in track.facts.incarnations.values()
+            )
+        ):
+            super().look_for_divergence(track)
+
+    def is_loosely(self, facts: TcpFlow, ours: set[SynOptions], theirs: set[SynOptions]) -> bool:
+        one, other = ({replace(options, wscale=0) for options in said} for said in (ours, theirs))
+        return facts.any_scale and bool(one) and one == other
+
+
+class AlwaysTakesAnyScale(Toy):
+    """R1: scale factors never bind."""
+
+    def track(self, key: Key) -> Track:
+        track = super().track(key)
+        if isinstance(track.facts, TcpFlow):
+            track.facts.any_scale = True
+        return track
+
+
+class NeverTakesAnyScale(Toy):
+    """live/events: scale factors always bind."""
+
+    def track(self, key: Key) -> Track:
+        track = super().track(key)
+        if isinstance(track.facts, TcpFlow):
+            track.facts.any_scale = False
+        return track
+
+
 class ReleasesResets(Toy):
     """R1: an RST leaves at once."""
 
@@ -646,6 +690,12 @@ def different_options() -> list[Step]:
     return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
 
 
+def scales(*said: int | None) -> list[Step]:
+    ours, theirs = (wire.tcp(wire.Path(), 9, 9, wire.SYN | wire.ACK, options=wire.Options(mss=9, wscale=scale))
+                    for scale in said)  # fmt: skip
+    return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
+
+
 RULED = Rules(
     (
         PolicyRule("one client", Policy.PASS, Match(client=ipaddress.ip_network("10.0.0.1/32"))),
@@ -751,6 +801,9 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
         return trial
 
     yield play(different_options(), Config())
+    for any_scale in (False, True):
+        for pair in ((7, 9), (7, None), (None, 0)):
+            yield play(scales(*pair), Config(any_scale=any_scale))
     yield play(a_reset(), Config())
     yield play(urgent(), Config())
     yield play(contradiction(), Config())

@@ -241,6 +241,24 @@ def test_a_recording_gives_the_same_verdicts(tmp_path: Path, vnet_hdr: bool, nic
     service.close()
 
 
+@pytest.mark.parametrize("any_scale", [False, True])
+def test_any_scale_is_recorded(tmp_path: Path, any_scale: bool) -> None:
+    path = tmp_path / "seen.pcapng"
+    service = Service(RecordOptions(path), any_scale=any_scale)
+    service.commit()
+    for side, scale in ((Side.SECONDARY, 9), (Side.PRIMARY, 7)):
+        options = wire.Options(mss=1460, wscale=scale)
+        service.send(side, wire.tcp(wire.Path(), 9, 9, wire.SYN | wire.ACK, options=options))
+    service.end()
+    options, recorded = read(path)
+    assert options["any_scale"] is any_scale
+    verdicts = recorded_verdicts(recorded)
+    assert ("released matched" in verdicts.values()) is any_scale
+    assert replay(options, recorded) == verdicts
+    assert replay_recording(path).equal
+    service.close()
+
+
 def test_replay_notices_a_changed_byte(tmp_path: Path) -> None:
     path = tmp_path / "seen.pcapng"
     service = Service(RecordOptions(path))

@@ -76,6 +76,19 @@ def test_the_options_are_the_recorded_ones(tmp_path: Path) -> None:
     assert not replay_recording(recording(tmp_path / "s", [ROWS[0], arp], '{"pass_classes":[]}')).equal
 
 
+def test_a_file_without_the_option_is_of_a_comparator_that_had_none(tmp_path: Path) -> None:
+    def syn_ack(scale: int) -> bytes:
+        return wire.tcp(wire.Path(), 9, 9, wire.SYN | wire.ACK, options=wire.Options(wscale=scale))
+
+    rows = [
+        ROWS[0],
+        (1, S, syn_ack(9), "seq=2 epoch=1 verdict=discarded reason=diverged"),
+        (2, P, syn_ack(7), "seq=3 epoch=1 verdict=withheld"),
+    ]
+    assert replay_recording(recording(tmp_path / "r", rows)).equal
+    assert not replay_recording(recording(tmp_path / "s", rows, '{"any_scale":true}')).equal
+
+
 def test_a_vnet_header_is_put_back(tmp_path: Path) -> None:
     rows = [
         ROWS[0],

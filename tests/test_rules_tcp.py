@@ -887,6 +887,46 @@ GROUPS = {
 }
 CASES = [pytest.param(rows, id=f"{group}: {name}") for group, cases in GROUPS.items() for name, rows in cases.items()]
 CONFIG = Config(compare_timeout=TIMEOUT_MS * 10**6, reorder_window=WINDOW_MS * 10**6, gap_window=GAP_MS * 10**6)
+# With `any_scale`: a side that contradicts itself still does.
+SCALES: dict[str, list[Row]] = {
+    "another scale factor is no difference": [
+        (p_syn(replace(SYN_OPTIONS, wscale=7)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=8)), "p1"),
+        (p(0, "abc"), ""),
+        (s(0, "abc"), "p2"),
+    ],
+    "nor is 0, nor one beyond the greatest; the secondary first": [
+        (s_syn(replace(SYN_OPTIONS, wscale=0)), ""),
+        (p_syn(replace(SYN_OPTIONS, wscale=254)), "p1"),
+    ],
+    "of a VM that calls out": [
+        (p_syn(replace(SYN_OPTIONS, wscale=7), ack=None), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=8), ack=None), "p1"),
+    ],
+    "the primary's alone": [
+        (p_syn(replace(SYN_OPTIONS, wscale=7)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=None)), "!syn-options@-1 want:syn-options"),
+        (commit(), "p1"),
+    ],
+    "the secondary's alone": [
+        (p_syn(replace(SYN_OPTIONS, wscale=None)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=0)), "!syn-options@-1 want:syn-options"),
+    ],
+    "neither's": [
+        (p_syn(replace(SYN_OPTIONS, wscale=None)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=None)), "p1"),
+    ],
+    "the other options bind as ever": [
+        (p_syn(replace(SYN_OPTIONS, wscale=7, mss=1460)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=8, mss=1400)), "!syn-options@-1 want:syn-options"),
+    ],
+    "a side that repeats its SYN with another factor contradicts itself": [
+        (p_syn(replace(SYN_OPTIONS, wscale=7)), ""),
+        (p_syn(replace(SYN_OPTIONS, wscale=8)), "!conflict@-1 want:conflict"),
+        (commit(), "p1 p2"),
+    ],
+}
+SCALE_CASES = [pytest.param(rows, id=name) for name, rows in SCALES.items()]
 # What the toy does not know: repeating duplicate ACKs, resets as differences, evidence for time-outs.
 CORE_ONLY = ("!rst@", "-timeout", "!gap", "ack5")
 
@@ -902,6 +942,28 @@ def test_toy(rows: list[Row]) -> None:
     if any(word in expected for _, expected in rows for word in CORE_ONLY):
         return
     Table(Toy, NUMBERS[1], CONFIG).play([(step, _without_offsets(expected)) for step, expected in rows], live=True)
+
+
+@pytest.mark.parametrize("rows", SCALE_CASES)
+def test_any_scale(rows: list[Row]) -> None:
+    config = replace(CONFIG, any_scale=True)
+    for numbers in NUMBERS:
+        Table(Core, numbers, config).play(rows)
+    Table(Toy, NUMBERS[1], config).play([(step, _without_offsets(expected)) for step, expected in rows], live=True)
+
+
+def test_windows_that_leave_are_the_primarys() -> None:
+    """In its own scale: of a frame that leaves with its ACK lowered, and of an ACK of the proxy's own."""
+    rows: list[Row] = [
+        (p_syn(replace(SYN_OPTIONS, wscale=7)), ""),
+        (s_syn(replace(SYN_OPTIONS, wscale=8)), "p1"),
+        (p(0, "abc", ack=9, noise=Noise(window=1000)), ""),
+        (s(0, "abc", ack=5, noise=Noise(window=500)), "p2^5"),
+        (s(3, ack=9, noise=Noise(window=501)), "ack9"),
+    ]
+    oracle = Table(Core, NUMBERS[0], replace(CONFIG, any_scale=True)).play(rows).oracle
+    left = [data for _, data, _ in oracle.released] + oracle.emitted
+    assert [parse(data).window for data in left[1:]] == [1000, 1000]
 
 
 def _without_offsets(expected: str) -> str:

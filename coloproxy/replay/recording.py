@@ -311,6 +311,7 @@ def _options(told: dict[str, Any]) -> ComparatorOptions:
         names = {str(member): member for member in FrameClass}
         options["pass_classes"] = [names[name] for name in told["pass_classes"]]
     options["keep_gap"] = bool(told.get("keep_gap", False))
+    options["any_scale"] = bool(told.get("any_scale", False))  # not in files of before it was an option
     if told.get("rules"):
         options["rules"] = rules.rules_from_document(told["rules"])
     return cast(ComparatorOptions, options)

@@ -112,6 +112,7 @@ class PrimaryVm(RunningVm):
     def _make_engine(self, *, again: bool) -> Engine:
         options = self.pair.compare.options()
         options["rules"] = self._rules
+        options["any_scale"] = True  # the secondary's rewriter translates windows
         engine = Engine(vnet_hdr=True, nics=len(self.vm.nics), **options)
         if self._record is not None or self._ring is not None:
             number = 0 if self._record is None else next_number(self._record, opened=again)

@@ -109,7 +109,8 @@ static bool flag_was_said(const struct step *p, uint8_t flag)
         if (said(i, MADE_TCP, p->flow) && q->flags & flag) {
             if (flag == COLO_TCP_FIN && !loose && q->off + q->len != p->off + p->len)
                 continue;
-            if (flag == COLO_TCP_SYN && (q->options == 3) != (p->options == 3))
+            if (flag == COLO_TCP_SYN && ((q->options == 3) != (p->options == 3) ||
+                                         (schedule_scale(&plan, q) == 255) != (schedule_scale(&plan, p) == 255)))
                 continue;
             return true;
         }

@@ -120,7 +120,14 @@ static uint16_t port_of(uint8_t flow)
     return flow == 1 ? 1001 : 1000;
 }
 
-static uint32_t tcp_options(const struct step *st, uint8_t *out, uint32_t cack)
+uint8_t schedule_scale(const struct schedule *s, const struct step *step)
+{
+    if (!s->any_scale || (step->side == COLO_SECONDARY && step->gen % 3 == 2))
+        return 255;
+    return step->side == COLO_SECONDARY ? 9 : 7;
+}
+
+static uint32_t tcp_options(const struct schedule *s, const struct step *st, uint8_t *out, uint32_t cack)
 {
     uint8_t *p = out;
 
@@ -146,6 +153,11 @@ static uint32_t tcp_options(const struct step *st, uint8_t *out, uint32_t cack)
         memcpy(p, "\23\22", 2);
         p += 18;
     }
+    if (st->flags & COLO_TCP_SYN && schedule_scale(s, st) != 255) {
+        memcpy(p, "\3\3", 2);
+        p[2] = schedule_scale(s, st);
+        p += 3;
+    }
     while ((p - out) % 4)
         *p++ = 1;
     return (uint32_t)(p - out);
@@ -161,7 +173,7 @@ uint8_t schedule_byte(const struct step *st, int off)
 static void tcp(const struct state *x, struct step *st, uint32_t seq, uint32_t cack, bool spoil, uint16_t urgent)
 {
     uint8_t options[40], *p;
-    uint32_t options_len = tcp_options(st, options, cack), len = 20 + options_len + (uint32_t)st->len;
+    uint32_t options_len = tcp_options(x->s, st, options, cack), len = 20 + options_len + (uint32_t)st->len;
     bool partial = x->s->partial && x->s->vnet_len;
     uint16_t csum;
 
@@ -478,8 +490,10 @@ static void configure(struct schedule *s, uint8_t a, uint8_t b)
     s->rules = b & 3;
     s->tolerant = b & 4;
     s->partial = b & 8;
+    s->any_scale = b & 16;
     colo_config_default(c);
     c->keep_gap = s->keep_gap;
+    c->any_scale = s->any_scale;
     c->reorder_window = 10000000;
     c->gap_window = 50000000;
     c->hash_seed = 1;
@@ -534,8 +548,8 @@ void schedule_print(const struct schedule *s)
 {
     static const char *const names[] = {"feed", "tick", "stop", "commit", "abort", "alone"};
 
-    printf("wild=%d tight=%d keep_gap=%d rules=%d tolerant=%d vnet=%u\n", s->wild, s->tight, s->keep_gap, s->rules,
-           s->tolerant, s->vnet_len);
+    printf("wild=%d tight=%d keep_gap=%d rules=%d tolerant=%d any_scale=%d vnet=%u\n", s->wild, s->tight, s->keep_gap,
+           s->rules, s->tolerant, s->any_scale, s->vnet_len);
     for (size_t i = 0; i < s->count; i++) {
         const struct step *st = &s->steps[i];
 

@@ -5,7 +5,8 @@
  * schedule.py decodes the same bytes to the same steps (tests/test_fuzz_corpus.py compares them line by line).
  *
  *   byte 0   bit 0 wild, 1 tight limits, 2 keep_gap, 3-4 initial numbers, 5-6 virtio-net header (none, 10, 12, none)
- *   byte 1   bits 0-1 rules (none, pass, drop-secondary, both), 2 a tolerance, 3 partial checksums
+ *   byte 1   bits 0-1 rules (none, pass, drop-secondary, both), 2 a tolerance, 3 partial checksums,
+ *            4 any_scale: SYNs have a scale factor, the sides another one, some of the secondary's none
  *   then steps, from a byte each: bits 0-3 what, 4-5 flow, 6 side, 7 one more byte of options follows
  *
  * Not wild: what two VMs could do, as far as numbers go. Connections begin with a SYN, the secondary comes to the
@@ -46,7 +47,7 @@ struct step {
 };
 
 struct schedule {
-    bool wild, tight, keep_gap, tolerant, partial;
+    bool wild, tight, keep_gap, tolerant, partial, any_scale;
     uint8_t rules;
     uint32_t vnet_len;
     struct colo_config config;
@@ -58,6 +59,8 @@ struct schedule {
 
 void schedule_decode(struct schedule *s, const uint8_t *data, size_t size);
 void schedule_print(const struct schedule *s);
+/* The window scale factor that a SYN announces; 255: the option is absent. */
+uint8_t schedule_scale(const struct schedule *s, const struct step *step);
 /* The payload byte that a side says at an offset of a connection. */
 uint8_t schedule_byte(const struct step *step, int off);
 

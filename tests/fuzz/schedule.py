@@ -49,7 +49,7 @@ class Schedule:
         self.a, self.b = self.take(), self.take()
         self.wild, self.tight, self.keep_gap = bool(self.a & 1), bool(self.a & 2), bool(self.a & 4)
         self.vnet = (0, 10, 12, 0)[self.a >> 5 & 3]
-        self.partial = bool(self.b & 8)
+        self.partial, self.any_scale = bool(self.b & 8), bool(self.b & 16)
         while self.at < len(self.data) and len(self.steps) < MAX_STEPS:
             self._step()
         return self
@@ -68,7 +68,7 @@ class Schedule:
         return Config(
             3 if self.tight and self.wild else 1024, limits.max_frames, limits.max_bytes, limits.max_flow_frames,
             limits.max_flow_bytes, limits.max_fragments, keep_gap=self.keep_gap,
-            rules=Rules(tuple(policies), tolerances),
+            any_scale=self.any_scale, rules=Rules(tuple(policies), tolerances),
         )  # fmt: skip
 
     def _step(self) -> None:
@@ -162,6 +162,7 @@ class Schedule:
                 timestamps=options == 1,
                 sack=((cack + 100, cack + 110),) if options == 3 and not syn else (),
                 md5=options == 2,
+                extra=self._scale(side, gen) if syn else b"",
             ),
             wire.Noise(ip_id=1 + side, tsval=1000 + side),
             spoil_checksum=bool(opts & 32), partial=partial,
@@ -169,6 +170,11 @@ class Schedule:
         if opts & 8 and opts >> 6:
             frame = _with_urgent_pointer(frame, PATHS[flow], opts >> 6, partial, bool(opts & 32))
         return wire.with_vnet(frame, self.vnet, int(partial)) if self.vnet else frame
+
+    def _scale(self, side: int, generation: int) -> bytes:
+        if not self.any_scale or (side == SECONDARY and generation % 3 == 2):
+            return b""
+        return bytes((3, 3, 9 if side == SECONDARY else 7))
 
     def _other(self, flow: int, side: int) -> bytes:
         c = self.take()
@@ -251,7 +257,7 @@ def describe(schedule: Schedule) -> str:
     """As `fuzz_schedule -print` tells it."""
     lines = [
         f"wild={schedule.wild:d} tight={schedule.tight:d} keep_gap={schedule.keep_gap:d} rules={schedule.b & 3} "
-        f"tolerant={bool(schedule.b & 4):d} vnet={schedule.vnet}"
+        f"tolerant={bool(schedule.b & 4):d} any_scale={schedule.any_scale:d} vnet={schedule.vnet}"
     ]
     for step in schedule.steps:
         text = f"{step.now} {type(step).__name__.lower()}"

@@ -60,6 +60,7 @@ class Core:
             reorder_window=config.reorder_window,
             gap_window=config.gap_window,
             keep_gap=config.keep_gap,
+            any_scale=config.any_scale,
             rules=config.rules,
         )
         self.names: list[int] = []  # of the frames taken, by their number

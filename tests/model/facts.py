@@ -253,7 +253,9 @@ class Facts:
     def _flow(self, key: Key) -> TcpFlow | DatagramFlow:
         if key not in self.flows:
             tolerances = tolerances_of(self.config.rules, key)
-            self.flows[key] = TcpFlow(key, tolerances) if key.cls == Cls.TCP else DatagramFlow(key, tolerances)
+            self.flows[key] = (
+                TcpFlow(key, tolerances, self.config.any_scale) if key.cls == Cls.TCP else DatagramFlow(key, tolerances)
+            )
         return self.flows[key]
 
     def _tcp_flows(self) -> Iterable[TcpFlow]:

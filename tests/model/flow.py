@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import wire
@@ -37,6 +37,14 @@ class Said:
     marks: dict[int, int] = field(default_factory=dict)  # positions that urgent pointers point at; in which step first
     resets: int = 0
     ack: int | None = None
+
+
+def same_syns(ours: set[SynOptions], theirs: set[SynOptions], any_scale: bool) -> bool:
+    """What the two sides' SYNs announced is the same; with `any_scale` but for the factor of a window scale option."""
+    if not any_scale:
+        return ours == theirs
+    one, other = ({replace(o, wscale=None if o.wscale is None else 0) for o in said} for said in (ours, theirs))
+    return one == other
 
 
 @dataclass
@@ -96,9 +104,10 @@ class Segment:
 
 
 class TcpFlow:
-    def __init__(self, key: Key, tolerances: Sequence[ToleranceRule] = ()) -> None:
+    def __init__(self, key: Key, tolerances: Sequence[ToleranceRule] = (), any_scale: bool = False) -> None:
         self.key = key
         self.tolerances = tolerances
+        self.any_scale = any_scale
         self.incarnations: dict[int, Incarnation] = {}
         self.current = [0, 0]  # the number of each side's incarnation
         self.said_incarnation = 0  # the primary's, of what it has said (placed frames may be ahead)
@@ -266,11 +275,14 @@ class TcpFlow:
         packet, said = segment.packet, inc.said[SECONDARY]
         if packet.rst:
             return said.resets > 0 or inc.covered_reset
-        if packet.syn and not (inc.is_covered(segment.start - 1) or packet.options in said.syns):
+        if packet.syn and not (inc.is_covered(segment.start - 1) or self.syn_was_said(packet, said)):
             return False
         if segment.fin is not None and not (inc.is_covered(segment.fin) or segment.fin in said.fins):
             return False
         return self.bytes_match(segment) and self.marks_match(segment, before)
+
+    def syn_was_said(self, packet: Packet, said: Said) -> bool:
+        return any(same_syns({packet.options}, {options}, self.any_scale) for options in said.syns)
 
     def marks_match(self, segment: Segment, before: float) -> bool:
         """Both mark the same bytes as urgent; what the client has had may be repeated without its mark."""
@@ -360,8 +372,8 @@ class TcpFlow:
 
     def syn_differs(self) -> bool:
         return any(
-            inc.said[PRIMARY].syns and inc.said[SECONDARY].syns and inc.said[PRIMARY].syns != inc.said[SECONDARY].syns
-            for inc in self.incarnations.values()
+            ours.syns and theirs.syns and not same_syns(ours.syns, theirs.syns, self.any_scale)
+            for ours, theirs in (inc.said for inc in self.incarnations.values())
         )
 
     def is_answered(self, segment: Segment) -> bool:

@@ -301,7 +301,9 @@ class Toy:
     def track(self, key: Key) -> Track:
         if key not in self.tracks:
             rules = tolerances_of(self.config.rules, key)
-            self.tracks[key] = Track(TcpFlow(key, rules) if key.cls == Cls.TCP else DatagramFlow(key, rules))
+            self.tracks[key] = Track(
+                TcpFlow(key, rules, self.config.any_scale) if key.cls == Cls.TCP else DatagramFlow(key, rules)
+            )
         return self.tracks[key]
 
     def take_up(self, item: Item) -> None:

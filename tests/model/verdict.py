@@ -124,6 +124,7 @@ class Config:
     reorder_window: int = 10_000_000
     gap_window: int = 50_000_000
     keep_gap: bool = False
+    any_scale: bool = False
     rules: Rules = NO_RULES
 
 
