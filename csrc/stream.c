@@ -229,8 +229,8 @@ void colo_stream_add_secondary(colo_comparator *c, struct colo_flow *flow, struc
 }
 
 /*
- * The first position of [at, limit), which both frames cover, where they are not equal; `limit`: there is none. Both are
- * of one side, so any_scale is not asked: a VM announces one factor, and windows are translated by it.
+ * The first position of [at, limit), which both frames cover, where they are not equal; `limit`: there is none. Both
+ * are of one side, so any_scale is not asked: a VM announces one factor, and windows are translated by it.
  */
 static int64_t first_contradiction(const struct colo_rec *a, const struct colo_rec *b, int64_t at, int64_t limit)
 {
