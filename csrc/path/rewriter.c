@@ -332,8 +332,10 @@ int colo_rewriter_out(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len
         return COLO_REWRITE_NONE;
     }
     colo_rwflow_sent(flow, &f.seg);
-    if (r->taken_over)
+    if (r->taken_over) {
         colo_rwflow_floor(flow, &f.seg, now);
+        colo_rwflow_announces(flow, &f.seg);
+    }
     keep(r, flow, now);
     return finish(r, flow, &f, true);
 }

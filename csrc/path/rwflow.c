@@ -295,6 +295,18 @@ void colo_rwflow_floor(struct colo_rwflow *f, const struct colo_tcpseg *seg, int
     f->ts_floored = true;
 }
 
+/*
+ * Where both options are there the primary's factor is written into the segment. Where only one is, that can't be done;
+ * but then the primary's was a divergence that the comparator held, and is lost: the client goes by this one.
+ */
+void colo_rwflow_announces(struct colo_rwflow *f, const struct colo_tcpseg *seg)
+{
+    if (!f->known || f->answered || !(seg->flags & COLO_TCP_SYN) || (seg->wscale == 255) == (f->p_wscale == 255))
+        return;
+    f->p_wscale = seg->wscale;
+    f->p_scale = f->s_scale;
+}
+
 uint16_t colo_rwflow_window(const struct colo_rwflow *f, const struct colo_tcpseg *seg)
 {
     uint32_t bytes;

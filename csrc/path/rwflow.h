@@ -31,7 +31,9 @@ uint8_t colo_rwflow_standing(const struct colo_rwflow *f);
 
 /* After the takeover, of the first segment with a timestamp: no TSval that the client would take for an old one. */
 void colo_rwflow_floor(struct colo_rwflow *f, const struct colo_tcpseg *seg, int64_t now);
-/* The window field in the primary's scale. */
+/* After the takeover, of a SYN or SYN-ACK: which scale the client goes by if it is the first that it gets. */
+void colo_rwflow_announces(struct colo_rwflow *f, const struct colo_tcpseg *seg);
+/* The window field in the scale that the client goes by, the primary's. */
 uint16_t colo_rwflow_window(const struct colo_rwflow *f, const struct colo_tcpseg *seg);
 
 #endif

@@ -654,6 +654,81 @@ static void test_window_scale(void)
     }
 }
 
+/* A SYN or SYN-ACK of the secondary's, sent again: the first that the client gets if the primary's was held. */
+static void test_scale_of_a_syn(void)
+{
+    enum { LIVES, DIES, ANSWERED }; /* the primary; ANSWERED: the client had its SYN-ACK before it died */
+    static const struct {
+        int when;
+        uint8_t p, s, option; /* 255: absent */
+        uint16_t want;        /* of a window of 1000, said after the client's answer */
+    } rows[] = {
+        {LIVES, 7, 9, 9, 4000},     /* the comparator must see the secondary's own */
+        {DIES, 7, 9, 7, 4000},      {DIES, 9, 7, 9, 250},       {DIES, 7, 7, 7, 1000},
+        {DIES, 0, 3, 0, 8000},      {DIES, 15, 13, 15, 500},    /* 15 counts as 14: RFC 7323, section 2.3 */
+        {ANSWERED, 7, 9, 7, 4000},
+        {DIES, 255, 255, 255, 1000},
+        {DIES, 7, 255, 255, 1000},  /* it goes by what it gets: unscaled ... */
+        {DIES, 255, 4, 4, 1000},    /* ... and by the secondary's factor */
+        {ANSWERED, 7, 255, 255, 7}, /* an answer to the primary's SYN-ACK, by its factor */
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t k = 0; k < 2 * (sizeof SHAPES / sizeof *SHAPES); k++) {
+            const struct shape *shape = &SHAPES[k / 2];
+            bool active = k % 2;
+            uint8_t flags = active ? SYN : SYN | ACK, p_options[4], s_options[4], options[4];
+            struct segment p = {.flags = flags, .seq = 1000, .ack = !active, .more = p_options, .more_len = 4};
+            struct segment s = {.flags = flags, .seq = 0x80000000, .ack = !active, .more = s_options, .more_len = 4};
+            struct segment c = {.from_client = true, .flags = active ? SYN | ACK : ACK, .seq = !active, .ack = 1001,
+                                .more = options, .more_len = 4};
+            struct segment o = {.flags = ACK, .seq = 0x80000001, .ack = 1};
+            uint32_t len, at = tcp_at(shape);
+            colo_rewriter *r = make(0);
+            uint16_t csum;
+
+            REQUIRE(r);
+            CHECK_NOTE("row %zu, shape %zu, active %d", i, k / 2, active);
+            memcpy(p_options, rows[i].p == 255 ? "\1\1\1\1" : "\1\3\3", 4);
+            memcpy(s_options, rows[i].s == 255 ? "\1\1\1\1" : "\1\3\3", 4);
+            p_options[3] = rows[i].p == 255 ? 1 : rows[i].p;
+            s_options[3] = rows[i].s == 255 ? 1 : rows[i].s;
+            memcpy(options, "\1\3\3\5", 4); /* the client's own */
+            len = build(buf, shape, &p);
+            CHECK_EQ(colo_rewriter_learn(r, 0, buf, len, shape->vnet_len, 0), 0);
+            len = build(buf, shape, &s);
+            CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            s.seq = 1000;
+            (void)build(want, shape, &s);
+            CHECK_MEM(buf, want, len); /* while the primary lives it keeps its option */
+            s.seq = 0x80000000;
+            if (rows[i].when == ANSWERED) {
+                len = build(buf, shape, &c);
+                CHECK_EQ(colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            }
+            if (rows[i].when != LIVES)
+                colo_rewriter_takeover(r, 0);
+            len = build(buf, shape, &s);
+            CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            s.seq = 1000;
+            s_options[3] = rows[i].s == 255 ? 1 : rows[i].option;
+            (void)build(want, shape, &s);
+            CHECK_MEM(buf, want, len); /* its checksum too */
+            if (rows[i].when != ANSWERED) {
+                len = build(buf, shape, &c);
+                CHECK_EQ(colo_rewriter_in(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            }
+            len = build(buf, shape, &o);
+            csum = colo_load16(buf + at + 16);
+            if (!shape->partial)
+                colo_store16(buf + at + 16, colo_csum_update32(csum, colo_load16(buf + at + 14), 1000));
+            colo_store16(buf + at + 14, 1000);
+            CHECK_EQ(colo_rewriter_out(r, 0, buf, len, shape->vnet_len, 0), DONE);
+            CHECK_EQ(colo_load16(buf + at + 14), rows[i].want);
+            colo_rewriter_destroy(r);
+        }
+}
+
 /* A device that completes another checksum than this segment's: ours is complete. */
 static void test_partial_elsewhere(void)
 {
@@ -1207,6 +1282,7 @@ CHECK_MAIN(
     TEST(test_tsecr_is_bounded),
     TEST(test_sack),
     TEST(test_window_scale),
+    TEST(test_scale_of_a_syn),
     TEST(test_partial_elsewhere),
     TEST(test_mark_that_was_missed),
     TEST(test_reset_without_a_number),

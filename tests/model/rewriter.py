@@ -294,6 +294,8 @@ class Model:
             behind = diff(self.least_tsval(flow, now), seg.tsval + flow.ts_shift)
             flow.ts_shift += max(behind, 0)
             flow.floored = True
+        if self.taken_over and seg.flags & SYN:
+            self.announces(flow, seg)
         flow.used_at = now
         return self.finish(flow, seg, vnet_len, outward=True)
 
@@ -397,6 +399,11 @@ class Model:
             flow.s = self.heard(flow.s, seg, now)
             self.join(flow)
         return flow
+
+    def announces(self, flow: Flow, seg: Segment) -> None:
+        """An option that only one of the two VMs has can't be rewritten: the client goes by what it gets now."""
+        if flow.shift is not None and not flow.answered and (seg.wscale is None) != (flow.p_wscale is None):
+            flow.p_wscale, flow.p_scale = seg.wscale, flow.s_scale
 
     def vm_sends(self, flow: Flow, seg: Segment) -> None:
         flow.signed |= seg.signed
