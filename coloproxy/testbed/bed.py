@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from .addition import NO_ADDITION, Addition
 from .client import Client
@@ -41,7 +41,7 @@ class BedOptions:
     """More programs for the guest."""
     boot_deadline: float = 60.0
     keep_logs: Path | None = None
-    """Copy all logs into this directory in the end."""
+    """Copy all logs, and coloproxy's journals and configuration, into this directory in the end."""
     progress: Callable[[str], None] = lambda _: None
     """Is told of each step, in words for people."""
 
@@ -70,6 +70,7 @@ class TestBed:
     """
 
     __test__ = False  # the name begins with "Test", but pytest must not collect it
+    _taps_are_the_beds: ClassVar[bool] = True
 
     guest: Guest
     acceleration: Acceleration
@@ -109,7 +110,9 @@ class TestBed:
         self.directory = Path(tempfile.gettempdir()) / name
         self.directory.mkdir(mode=0o700)
         self._stack.callback(self._remove_directory)
-        self.network = self._stack.enter_context(network(name, vnet_hdr=options.nic == "virtio"))
+        self.network = self._stack.enter_context(
+            network(name, vnet_hdr=options.nic == "virtio", taps=self._taps_are_the_beds)
+        )
         self.client = Client(self.network.client)
         self._stack.push_async_callback(self.client.close)
         await self._start_machines()
@@ -165,8 +168,9 @@ class TestBed:
     def _remove_directory(self) -> None:
         if self.options.keep_logs is not None:
             self.options.keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in self.directory.glob("*.log"):
-                shutil.copy(log, self.options.keep_logs)
+            for pattern in ("*.log", "*.jsonl", "*.toml"):
+                for log in self.directory.glob(pattern):
+                    shutil.copy(log, self.options.keep_logs)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -76,17 +76,18 @@ async def wait_for_sockets(monitor: Monitor, names: Iterable[str], deadline: flo
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def switch_filters(monitor: Monitor, names: Iterable[str], *, on: bool) -> None:
-    """Switch network filters on or off."""
-    for name in names:
-        arguments = {"path": f"/objects/{name}", "property": "status", "value": "on" if on else "off"}
-        await monitor.execute("qom-set", arguments)
+async def switch_filters(primary: Monitor, secondary: Monitor, *, on: bool) -> None:
+    """Switch the network filters of a pair on or off."""
+    for monitor, names in ((secondary, SECONDARY_FILTERS), (primary, PRIMARY_FILTERS)):
+        for name in names:
+            arguments = {"path": f"/objects/{name}", "property": "status", "value": "on" if on else "off"}
+            await monitor.execute("qom-set", arguments)
 
 
 async def start_colo(
     primary: Monitor, secondary: Monitor, *, checkpoint_delay: int = ON_DEMAND, deadline: float = 30.0
 ) -> Start:
-    """Switch the filters on, copy the primary to the secondary, and return once both run in step.
+    """Copy the primary to the secondary, and return once both run in step.  Filters, if any, must be on.
 
     *checkpoint_delay* is QEMU's x-checkpoint-delay in ms.  Raises MonitorError or DeadlineError.
     """
@@ -94,8 +95,6 @@ async def start_colo(
         await monitor.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
     parameters = {"x-checkpoint-delay": checkpoint_delay, "max-bandwidth": _MAX_BANDWIDTH}
     await primary.execute("migrate-set-parameters", parameters)
-    await switch_filters(secondary, SECONDARY_FILTERS, on=True)
-    await switch_filters(primary, PRIMARY_FILTERS, on=True)
     with primary.watch("MIGRATION", "STOP", "RESUME") as watch:
         started = time.monotonic()
         await primary.execute("migrate", {"uri": f"tcp:{LINK_SECONDARY}:{MIGRATION_PORT}"})

@@ -57,6 +57,10 @@ class Network:
         """Take the VM's TAP off the bridge of its host."""
         batch(namespace, [f"link set {TAP} nomaster"])
 
+    def black_out(self, namespace: str) -> None:
+        """Cut every cable of a host: nothing goes in or out any more."""
+        batch(namespace, ["link set uplink0 down", "link set link0 down"])
+
     def set_link(self, namespace: str, *, up: bool) -> None:
         """Cut the replication link at one host, or mend it."""
         lines = [f"link set link0 {'up' if up else 'down'}"]
@@ -66,11 +70,12 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(name: str, *, vnet_hdr: bool) -> Iterator[Network]:
+def network(name: str, *, vnet_hdr: bool, taps: bool = True) -> Iterator[Network]:
     """Make the namespaces, and remove them in the end.
 
     *name* is the prefix of their names (leftovers.new_name).  With *vnet_hdr* the TAPs carry virtio-net headers; else
-    the kernel computes checksums and cuts large segments before a frame gets to the TAP.
+    the kernel computes checksums and cuts large segments before a frame gets to the TAP.  Without *taps* there are
+    none: `coloproxy run` makes its own.
     Raises NetworkError.
     """
     made = Network(f"{name}-primary", f"{name}-secondary", f"{name}-client", f"{name}-switch")
@@ -79,8 +84,10 @@ def network(name: str, *, vnet_hdr: bool) -> Iterator[Network]:
             ip(["netns", "add", namespace])
         batch(made.switch, _switch(made))
         batch(made.client, client_lines())
-        batch(made.primary, [*_host(LINK_PRIMARY, vnet_hdr), f"link set {TAP} master br0"])
-        batch(made.secondary, _host(LINK_SECONDARY, vnet_hdr))
+        for namespace, address in ((made.primary, LINK_PRIMARY), (made.secondary, LINK_SECONDARY)):
+            batch(namespace, [*_host(address), *(_tap(vnet_hdr) if taps else [])])
+        if taps:
+            made.connect_tap(made.primary)
         batch(made.primary, [tcg.quickack_route(_LINK_SUBNET, "link0")])
         yield made
     finally:
@@ -116,15 +123,20 @@ def client_lines() -> list[str]:
     ]
 
 
-def _host(address: str, vnet_hdr: bool) -> list[str]:
+def _host(address: str) -> list[str]:
     return [
         "link set lo up",
         *bridge_lines(),
         "link set uplink0 addrgenmode none master br0 up",
-        f"tuntap add dev {TAP} mode tap{' vnet_hdr' if vnet_hdr else ''}",
-        f"link set {TAP} addrgenmode none up",
         "link set link0 addrgenmode none up",
         f"addr add {address}/30 dev link0",
+    ]
+
+
+def _tap(vnet_hdr: bool) -> list[str]:
+    return [
+        f"tuntap add dev {TAP} mode tap{' vnet_hdr' if vnet_hdr else ''}",
+        f"link set {TAP} addrgenmode none up",
     ]
 
 

@@ -102,6 +102,7 @@ class VmPair(TestBed):
         primary = ["mirror0", "compare0", "compare_out"]
         await colo.wait_for_sockets(self.primary.control, primary, deadline)
         await colo.wait_for_sockets(self.secondary.control, ("red0", "red1"), deadline)
+        await colo.switch_filters(self.primary.control, self.secondary.control, on=True)
         return await colo.start_colo(
             self.primary.control,
             self.secondary.control,

@@ -1,61 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""coloproxy itself on the two hosts of a pair of namespaces: its file, its two processes, failover."""
+"""coloproxy itself on the two hosts of a pair: its two processes; and what a pair of namespaces needs besides."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Protocol
 
 from .errors import DeadlineError, ProcessError
 from .guest_files import GUEST_IPV4, GUEST_IPV6, GUEST_MAC
 from .namespace_net import HOST_INTERFACE, VM_INTERFACE, Stack
 from .namespaces import ROLES, Cut, NamespacePair
-from .net import LINK_PRIMARY, LINK_SECONDARY
+from .pair_toml import PairFile as PairFile
+from .pair_toml import control_socket, pair_toml
 from .process import Daemon, run
 from .qemu import Role
 from .services import ALL_SERVICES, Service
 
-VM: Final = "vm"
 TAP: Final = "tap0"
-LINK_PORT: Final = 9810
 _POLL_SECONDS: Final = 0.02
 _CTL_SECONDS: Final = 15.0
 _LONGEST_ANSWER: Final = 4 << 20
 _UP_SECONDS: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairFile:
-    """What pair.toml says besides what the bed decides."""
+class Hosts(Protocol):
+    """A bed, as far as coloproxy's two processes are concerned."""
 
-    security: Literal["psk", "plain"] = "psk"
-    checkpoint: Mapping[str, Any] = field(
-        default_factory=lambda: {"back_end": "command", "command": ["/bin/true"], "min_interval": "0s"}
-    )
-    """Namespaces have no state that could be copied: a "checkpoint" only says that the two are equal, which holds for
-    fresh ones and for whatever has not differed."""
-    compare: Mapping[str, Any] = field(default_factory=dict)
-    link: Mapping[str, Any] = field(default_factory=lambda: {"keepalive": "50ms", "timeout": "500ms"})
+    directory: Path
+
+    async def run_in_host(self, role: Role, name: str, argv: Sequence[str]) -> Daemon:
+        """Starts a program in that host's namespace."""
 
 
 def write_pair_toml(bed: NamespacePair, file: PairFile) -> Path:
-    """pair.toml for both hosts in the bed's directory, and the key of the link beside it."""
-    options, directory = bed.options, bed.directory
-    link: dict[str, Any] = {"primary": LINK_PRIMARY, "secondary": f"{LINK_SECONDARY}:{LINK_PORT}", **file.link}
-    link["security"] = file.security
-    if file.security == "psk":
-        key = directory / "link.psk"
-        key.touch(mode=0o600)
-        key.write_text(secrets.token_hex(32))
-        link["psk_file"] = str(key)
+    """pair.toml for both hosts of namespaces."""
+    options = bed.options
     vm: dict[str, Any] = {"kind": options.kind, "vnet_hdr": options.offloads}
     if options.kind == "tap":
         vm |= {"name": VM_INTERFACE, "netns": dict(bed.network.vms)}
@@ -68,40 +54,7 @@ def write_pair_toml(bed: NamespacePair, file: PairFile) -> Path:
         "tap": {"name": TAP, "bridge": "br0", "vnet_hdr": options.offloads},
         "vm": vm,
     }
-    tables = {
-        "link": link,
-        "checkpoint": file.checkpoint,
-        "compare": file.compare,
-        "control": {"socket": {role: str(control_socket(bed, role)) for role in ROLES}},
-        "process": {"json_events": {role: str(directory / f"events-{role}.jsonl") for role in ROLES}},
-    }
-    lines = ['name = "bed"']
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    lines += [
-        "",
-        "[[vm]]",
-        f'name = "{VM}"',
-        "",
-        "[[vm.nic]]",
-        *(f"{key} = {_toml(value)}" for key, value in nic.items()),
-    ]
-    path = directory / "pair.toml"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value)  # texts, numbers, true and false are written alike
-
-
-def control_socket(bed: NamespacePair, role: Role) -> Path:
-    """Of the coloproxy on that host."""
-    return bed.directory / f"control-{role}.sock"
+    return pair_toml(bed.directory, file, nic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +108,11 @@ class Proxy:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def start_proxy(bed: NamespacePair, role: Role, config: Path) -> Proxy:
+async def start_proxy(bed: Hosts, role: Role, config: Path) -> Proxy:
     """`coloproxy run` in that host's namespace; returns once its control socket answers."""
     # -P: the installed package, not a source tree that happens to be the working directory.
     argv = [sys.executable, "-P", "-m", "coloproxy", "run", "--role", role, "--config", str(config)]
-    proxy = Proxy(role, await bed.run_in_host(role, "coloproxy", argv), control_socket(bed, role))
+    proxy = Proxy(role, await bed.run_in_host(role, "coloproxy", argv), control_socket(bed.directory, role))
     until = time.monotonic() + _UP_SECONDS
     while not proxy.socket.exists():
         proxy.daemon.check()

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two QEMU command lines of a protected pair.
+"""The QEMU command lines of a protected pair, for either attach.  No disk: COLO works without.
 
-Unmodified QEMU; network filters as QEMU's own docs/colo-proxy.txt names them, with the far ends of their sockets in an
-external comparator (or, to measure it, in QEMU's own colo-compare).  No disk: COLO works without.
+Filter attach: unmodified QEMU; network filters as QEMU's own docs/colo-proxy.txt names them, with the far ends of their
+sockets in an external comparator (or, to measure it, in QEMU's own colo-compare).
 
     primary                                        secondary
     m0      inbound copy  -> mirror0 ------------> red0 -> f1      inbound copy into the guest
     redire1 guest output  -> compare0 -> proxy     f2 -> red1 ---> proxy     guest output
     redire0 released      <- compare_out <- proxy  rew0            rewrites sequence numbers
+
+TAP attach: no filter at all; the network card is what `coloproxy qemu-args` prints.
 """
 
 from __future__ import annotations
@@ -93,14 +95,21 @@ class MachineOptions:
 
 def single_command(options: MachineOptions, sockets: Sockets) -> list[str]:
     """Command line of a machine that nobody protects: the primary's, without COLO's filters."""
-    return [*_machine(options, sockets, "primary"), *options.primary_arguments]
+    return [*_tap_machine(options, sockets, "primary"), *options.primary_arguments]
+
+
+def tap_attach_command(options: MachineOptions, sockets: Sockets, role: Role, network: Sequence[str]) -> list[str]:
+    """Command line of either machine under `coloproxy run`; *network* is what `coloproxy qemu-args` says."""
+    incoming = ["-incoming", f"tcp:{LINK_SECONDARY}:{MIGRATION_PORT}"] if role == "secondary" else []
+    more = options.primary_arguments if role == "primary" else options.secondary_arguments
+    return [*_machine(options, sockets, role), *network, *incoming, *more]
 
 
 def primary_command(options: MachineOptions, sockets: Sockets) -> list[str]:
     """Command line of the primary."""
     filters = _stock_filters(options, sockets) if options.stock_comparator else _external_filters(options)
     return [
-        *_machine(options, sockets, "primary"),
+        *_tap_machine(options, sockets, "primary"),
         *_client_socket("mirror0", LINK_SECONDARY, MIRROR_PORT),
         *_filter(options, "filter-mirror", "m0", "tx", "outdev=mirror0", on=False),
         *filters,
@@ -111,7 +120,7 @@ def primary_command(options: MachineOptions, sockets: Sockets) -> list[str]:
 def secondary_command(options: MachineOptions, sockets: Sockets) -> list[str]:
     """Command line of the secondary.  Of mirror0 and red0 this one listens."""
     return [
-        *_machine(options, sockets, "secondary"),
+        *_tap_machine(options, sockets, "secondary"),
         *("-chardev", f"socket,id=red0,host={LINK_SECONDARY},port={MIRROR_PORT},server=on,wait=off"),
         *_client_socket("red1", LINK_PRIMARY, SECONDARY_IN_PORT),
         *_filter(options, "filter-redirector", "f1", "tx", "indev=red0", on=False),
@@ -131,15 +140,22 @@ def _machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]
     argv += ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", _KERNEL_COMMAND_LINE]
     argv += ["-fw_cfg", f"name={HOST_NAME_KEY},string={HOST_NAMES[role]}"]
     argv += ["-chardev", f"file,id=console,path={sockets.console}", "-serial", "chardev:console"]
-    for path in (sockets.control, sockets.oob, sockets.proxy):
+    for path in (sockets.control, sockets.oob):
         argv += ["-qmp", f"unix:{path},server=on,wait=off"]
-    header = "on" if options.vnet_hdr else "off"
-    argv += ["-netdev", f"tap,id=hn0,ifname={TAP},script=no,downscript=no,vhost=off,vnet_hdr={header}"]
-    device = f"virtio-net-pci{_VIRTIO_FEATURES}" if options.nic == "virtio" else "e1000"
     # No negotiation of the e1000's speed: with it, the link comes up two seconds later.
     argv += ["-global", "e1000.autonegotiation=off"]
     # No option ROM: nobody boots from the network, and it isn't installed everywhere.
-    argv += ["-device", f"{device},netdev=hn0,mac={GUEST_MAC},romfile="]
+    argv += ["-global", "e1000.romfile=", "-global", "virtio-net-pci.romfile="]
+    return argv
+
+
+def _tap_machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]:
+    """With a TAP that QEMU opens itself, and a monitor for the comparator."""
+    argv = [*_machine(options, sockets, role), "-qmp", f"unix:{sockets.proxy},server=on,wait=off"]
+    header = "on" if options.vnet_hdr else "off"
+    argv += ["-netdev", f"tap,id=hn0,ifname={TAP},script=no,downscript=no,vhost=off,vnet_hdr={header}"]
+    device = f"virtio-net-pci{_VIRTIO_FEATURES}" if options.nic == "virtio" else "e1000"
+    argv += ["-device", f"{device},netdev=hn0,mac={GUEST_MAC}"]
     return argv
 
 

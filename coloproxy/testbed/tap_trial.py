@@ -13,7 +13,8 @@ from typing import Final
 from .client import Transfer
 from .errors import DeadlineError
 from .namespaces import Cut, NamespaceOptions, NamespacePair
-from .proxies import PairFile, divergences, fail_over, protect
+from .pair_toml import PairFile
+from .proxies import divergences, fail_over, protect
 
 RATE: Final = "5M"
 """Bytes a second of each transfer, as curl has it: slow enough for the cut to come in the middle."""
