@@ -11,7 +11,7 @@
 /* Begins a call of one role: locked, and the time read; false: it is the other role's, or over. */
 static bool begin(colo_path *p, enum colo_path_role role)
 {
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     p->now = colo_path_now();
     return p->config.role == role && p->phase != COLO_PHASE_ENDED;
 }
@@ -22,7 +22,7 @@ static int end(colo_path *p, bool was_done)
         memset(p->overrun_told, 0, sizeof p->overrun_told);
         colo_path_wake(p);
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return was_done ? 0 : COLO_ERR_MISUSE;
 }
 
@@ -152,7 +152,7 @@ int colo_path_gate_attach(colo_path *p, int qmp_fd)
         if (!error)
             p->gate_watched[0] = p->gate_watched[1] = 0; /* the earlier ones left epoll when they were closed */
         colo_path_wake(p);
-        pthread_mutex_unlock(&p->lock);
+        colo_path_unlock(p);
     }
     if (!error)
         return pair[0];
@@ -168,7 +168,7 @@ int colo_path_gate_done(colo_path *p, uint64_t messages)
     if (may)
         colo_gate_done(&p->gate, messages);
     colo_path_wake(p);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return may ? 0 : COLO_ERR_MISUSE;
 }
 
@@ -181,6 +181,6 @@ int colo_path_gate_detach(colo_path *p)
         p->gate_watched[0] = p->gate_watched[1] = 0;
     }
     colo_path_wake(p);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return may ? 0 : COLO_ERR_MISUSE;
 }

@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SMALLEST = 4096 };
+enum {
+    SMALLEST = 4096,
+    KEPT = 1 << 20, /* an empty one that is larger gives its memory back */
+};
 
 void colo_fifo_init(struct colo_fifo *f, size_t limit)
 {
@@ -27,7 +30,8 @@ uint8_t *colo_fifo_room(struct colo_fifo *f, size_t len)
     if (f->from >= waits && len <= f->size - waits) {
         memcpy(f->data, f->data + f->from, waits);
     } else {
-        while (size - waits < len)
+        /* Half of what is moved fits behind it then, so that it is not moved again for every few bytes. */
+        while (size - waits < len || size - waits < waits / 2)
             size *= 2;
         data = malloc(size);
         if (!data)
@@ -48,9 +52,23 @@ void colo_fifo_put(struct colo_fifo *f, size_t len)
     f->to += len;
 }
 
+static void empty(struct colo_fifo *f)
+{
+    f->from = f->to = 0;
+    if (f->size > KEPT)
+        colo_fifo_fini(f);
+}
+
 void colo_fifo_take(struct colo_fifo *f, size_t len)
 {
     f->from += len;
     if (f->from == f->to)
-        f->from = f->to = 0;
+        empty(f);
+}
+
+void colo_fifo_cut(struct colo_fifo *f, size_t len)
+{
+    f->to = f->from + len;
+    if (!len)
+        empty(f);
 }

@@ -2,8 +2,9 @@
 /*
  * fifo.h - bytes that wait in order, in one piece of memory that grows up to a limit.
  *
- * What was taken makes room when more is put in: the rest is moved to the front, which is cheap because it is done only
- * when at least as much has been taken as is left.
+ * What was taken makes room when more is put in: the rest is moved to the front, or into a larger piece, only after at
+ * least half as many bytes were taken or put as are moved: a byte costs a bounded number of moves. The piece is no more
+ * than four times what waited at most, and one that runs empty keeps no more than 1 MiB.
  */
 #ifndef COLO_FIFO_H
 #define COLO_FIFO_H
@@ -26,7 +27,7 @@ static inline size_t colo_fifo_len(const struct colo_fifo *f)
 
 static inline const uint8_t *colo_fifo_front(const struct colo_fifo *f)
 {
-    return f->data + f->from;
+    return f->data ? f->data + f->from : NULL;
 }
 
 /* `len` bytes fit below the limit. An empty one takes anything once, so that no frame is too long for ever. */
@@ -42,7 +43,9 @@ void colo_fifo_fini(struct colo_fifo *f);
 /* Room for `len` more bytes at the end, whatever the limit says; NULL: no memory. colo_fifo_put makes them count. */
 uint8_t *colo_fifo_room(struct colo_fifo *f, size_t len);
 void colo_fifo_put(struct colo_fifo *f, size_t len);
-/* The first `len` bytes are used. */
+/* The first `len` bytes are used: pointers into it, of what was used and of what is left, hold no longer. */
 void colo_fifo_take(struct colo_fifo *f, size_t len);
+/* All but the first `len` bytes are thrown away. */
+void colo_fifo_cut(struct colo_fifo *f, size_t len);
 
 #endif

@@ -25,6 +25,18 @@ int64_t colo_path_now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+void colo_path_lock(struct colo_path *p)
+{
+    pthread_mutex_lock(&p->door);
+    pthread_mutex_lock(&p->lock);
+    pthread_mutex_unlock(&p->door);
+}
+
+void colo_path_unlock(struct colo_path *p)
+{
+    pthread_mutex_unlock(&p->lock);
+}
+
 void colo_path_config_default(struct colo_path_config *config)
 {
     *config = (struct colo_path_config){
@@ -70,6 +82,7 @@ static void free_all(colo_path *p)
             close(fd);
     }
     pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->door);
     pthread_mutex_destroy(&p->join);
     free(p);
 }
@@ -88,6 +101,7 @@ colo_path *colo_path_create(const struct colo_path_config *config)
     p->marks = p->commits = -1;
     p->now = colo_path_now();
     pthread_mutex_init(&p->lock, NULL); /* plain mutexes of Linux can't fail */
+    pthread_mutex_init(&p->door, NULL);
     pthread_mutex_init(&p->join, NULL);
     for (int nic = 0; nic < COLO_PATH_NICS; nic++) {
         colo_wire_init(&p->client[nic], (uint8_t)nic, config->max_frame, config->wire_bytes);
@@ -127,7 +141,7 @@ int colo_path_start(colo_path *p)
     sigset_t all, before;
     int error = COLO_ERR_MISUSE;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     if (p->phase == COLO_PHASE_NEW) {
         sigfillset(&all); /* signals are the control plane's */
         pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -137,7 +151,7 @@ int colo_path_start(colo_path *p)
         if (!error)
             p->phase = COLO_PHASE_RUNNING;
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
@@ -146,17 +160,17 @@ int colo_path_stop(colo_path *p, int linger_ms)
     enum colo_path_phase before;
 
     pthread_mutex_lock(&p->join);
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     before = p->phase;
     p->end_by = colo_path_now() + (int64_t)(linger_ms > 0 ? linger_ms : 0) * 1000000;
     p->phase = before == COLO_PHASE_RUNNING ? COLO_PHASE_ENDING : COLO_PHASE_ENDED;
     colo_path_wake(p);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     if (before == COLO_PHASE_RUNNING) {
         pthread_join(p->thread, NULL);
-        pthread_mutex_lock(&p->lock);
+        colo_path_lock(p);
         p->phase = COLO_PHASE_ENDED;
-        pthread_mutex_unlock(&p->lock);
+        colo_path_unlock(p);
     }
     pthread_mutex_unlock(&p->join);
     return 0;
@@ -211,7 +225,7 @@ int colo_path_attach(colo_path *p, int place, int nic, int fd, int kind, int vne
 
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
         return COLO_ERR_SYSTEM;
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     w = colo_path_wire(p, place, nic);
     if (w && fits(p, w, place, kind, vnet_len)) {
         if (kind == COLO_WIRE_STREAM)
@@ -222,7 +236,7 @@ int colo_path_attach(colo_path *p, int place, int nic, int fd, int kind, int vne
         colo_path_wake(p);
         error = 0;
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
@@ -231,14 +245,14 @@ int colo_path_detach(colo_path *p, int place, int nic)
     struct colo_wire *w;
     int error = COLO_ERR_MISUSE;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     w = colo_path_wire(p, place, nic);
     if (w) {
         colo_wire_close(w);
         colo_path_wake(p);
         error = 0;
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
@@ -247,13 +261,13 @@ int colo_path_inject(colo_path *p, int nic, const uint8_t *frame, size_t len)
     struct colo_wire *w;
     int error = COLO_ERR_MISUSE;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     w = colo_path_wire(p, COLO_PLACE_CLIENT, nic);
     if (w && len >= 14 && len <= 1514 && colo_wire_has_room(w, len)) {
         error = colo_wire_send(w, (uint8_t)nic, frame, (uint32_t)len, 0) < 0 ? COLO_ERR_NOMEM : 0;
         colo_path_wake(p);
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
@@ -261,9 +275,9 @@ size_t colo_path_neighbours(colo_path *p, struct colo_neighbour *out, size_t cap
 {
     size_t n;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     n = colo_neighbours_list(p->neighbours, out, cap);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return n;
 }
 
@@ -273,7 +287,7 @@ int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_
 {
     int error = 0;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     p->now = colo_path_now();
     if (p->phase == COLO_PHASE_ENDED) {
         error = COLO_ERR_MISUSE;
@@ -297,13 +311,13 @@ int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_
             colo_path_wake(p);
         }
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
 int colo_path_link_detach(colo_path *p, bool end)
 {
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     colo_path_drop_link(p, NULL);
     if (end) {
         p->session = false;
@@ -313,7 +327,7 @@ int colo_path_link_detach(colo_path *p, bool end)
         p->overrun = false;
     }
     colo_path_wake(p);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return 0;
 }
 
@@ -321,9 +335,9 @@ uint64_t colo_path_link_received(colo_path *p)
 {
     uint64_t at;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     at = colo_link_received(p->link);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return at;
 }
 
@@ -331,9 +345,9 @@ bool colo_path_link_can_resume(colo_path *p, uint64_t from)
 {
     bool can;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     can = p->session && colo_link_can_resume(p->link, from);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return can;
 }
 
@@ -342,11 +356,11 @@ int colo_path_control(colo_path *p, const uint8_t *data, size_t len)
     struct colo_link_record record = {.type = COLO_LINK_CONTROL, .len = (uint32_t)len, .data = data};
     int error = COLO_ERR_MISUSE;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     if (p->session && len <= p->config.link.max_record)
         error = colo_link_push(p->link, &record);
     colo_path_wake(p);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return error;
 }
 
@@ -355,7 +369,7 @@ long colo_path_take_control(colo_path *p, uint8_t *out, size_t cap)
     long result = 0;
     uint32_t len;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     if (colo_fifo_len(&p->control)) {
         memcpy(&len, colo_fifo_front(&p->control), sizeof len);
         result = len <= cap ? (long)len : COLO_ERR_LIMIT;
@@ -364,6 +378,6 @@ long colo_path_take_control(colo_path *p, uint8_t *out, size_t cap)
             colo_fifo_take(&p->control, sizeof len + len);
         }
     }
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return result;
 }

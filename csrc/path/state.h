@@ -32,6 +32,7 @@ enum colo_path_phase {
 struct colo_path {
     struct colo_path_config config;
     pthread_mutex_t lock;    /* guards all of it; the thread holds it while it works */
+    pthread_mutex_t door;    /* colo_path_lock */
     pthread_mutex_t join;
     pthread_t thread;
     enum colo_path_phase phase;
@@ -75,6 +76,12 @@ struct colo_path {
 };
 
 int64_t colo_path_now(void);
+/*
+ * A busy thread lets go of the lock for one system call and would have it again before anybody whom it woke could take it.
+ * Whoever wants it stands in the door meanwhile, where the thread has to wait behind him.
+ */
+void colo_path_lock(struct colo_path *p);
+void colo_path_unlock(struct colo_path *p);
 void colo_path_tell(struct colo_path *p, enum colo_path_event_kind kind, enum colo_path_place place, int nic, int error,
                     const char *text);
 struct colo_wire *colo_path_wire(struct colo_path *p, int place, int nic);

@@ -41,14 +41,14 @@ size_t colo_path_events(colo_path *p, struct colo_path_event *out, size_t cap)
     size_t n = 0;
     uint64_t count;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     for (; n < cap && p->event_count; n++, p->event_count--) {
         out[n] = p->events[p->first_event];
         p->first_event = (p->first_event + 1) % COLO_PATH_EVENTS;
     }
     if (!p->event_count)
         (void)!read(p->event_fd, &count, sizeof count);
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
     return n;
 }
 
@@ -61,7 +61,7 @@ static void wire_counters(const struct colo_wire *w, struct colo_wire_counters *
 
 void colo_path_counters_of(colo_path *p, struct colo_path_counters *out)
 {
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     for (int nic = 0; nic < p->config.nics; nic++) {
         wire_counters(&p->client[nic], &p->counters.client[nic]);
         wire_counters(&p->vm[nic], &p->counters.vm[nic]);
@@ -78,5 +78,5 @@ void colo_path_counters_of(colo_path *p, struct colo_path_counters *out)
     p->counters.standing = p->standing;
     p->counters.taken_over = p->taken_over;
     *out = p->counters;
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
 }

@@ -321,7 +321,7 @@ void colo_path_run(struct colo_path *p)
     struct epoll_event events[EVENTS];
     bool again = false;
 
-    pthread_mutex_lock(&p->lock);
+    colo_path_lock(p);
     while (!over(p)) {
         struct ready ready = {0};
         int n, wait;
@@ -329,9 +329,9 @@ void colo_path_run(struct colo_path *p)
 
         arm(p);
         wait = timeout_ms(p, again);
-        pthread_mutex_unlock(&p->lock);
+        colo_path_unlock(p);
         n = epoll_wait(p->epoll_fd, events, EVENTS, wait);
-        pthread_mutex_lock(&p->lock);
+        colo_path_lock(p);
         if (n < 0 && errno != EINTR)
             p->error = errno;
         for (int i = 0; i < n; i++)
@@ -345,5 +345,5 @@ void colo_path_run(struct colo_path *p)
     }
     if (p->error)
         colo_path_tell(p, COLO_PATH_FATAL, COLO_PLACE_COUNT, 0, p->error, "");
-    pthread_mutex_unlock(&p->lock);
+    colo_path_unlock(p);
 }
