@@ -45,6 +45,7 @@ FIGURES: Final[Mapping[str, Figure]] = {
     "cpu_primary_s": Figure("CPU of the primary's QEMU", "s", "lower", shown=False),
     "cpu_secondary_s": Figure("CPU of the secondary's QEMU", "s", "lower", shown=False),
     "cpu_comparator_s": Figure("CPU of the comparator's process", "s", "lower"),
+    "cpu_s_per_gb": Figure("CPU of the coloproxies by 10^9 bytes", "s", "lower", shown=False),
     "cpu_primary_and_comparator_s": Figure("CPU, primary's QEMU + comparator", "s", "lower"),
 }
 
@@ -69,14 +70,17 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[s
     }
 
 
-def ratios(summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> dict[str, dict[str, Figures]]:
+def ratios(
+    summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
+    wanted: Sequence[tuple[str, str]] = _RATIOS,
+) -> dict[str, dict[str, Figures]]:
     """{work: {figure: {"coloproxy/stock": ratio of the medians, ...}}}; null where there is none."""
     found: dict[str, dict[str, Figures]] = {}
     for work, per_set_up in summary.items():
         names = {figure for figures in per_set_up.values() for figure in figures}
         for figure in (name for name in FIGURES if name in names):
             pairs: Figures = {}
-            for over, under in _RATIOS:
+            for over, under in wanted:
                 if over in per_set_up and under in per_set_up:
                     above = per_set_up[over].get(figure, {}).get("median")
                     below = per_set_up[under].get(figure, {}).get("median")

@@ -39,12 +39,25 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """What is asked for, and must come."""
+
+    port: int
+    path: str
+    content: bytes
+
+
+_GUESTS_PAGE = Page(services.NGINX_PORT, services.PAGE, services.PAGE_CONTENT)
+
+
+@dataclass(frozen=True, slots=True)
 class HttpWork:
     """So many GETs of one small page."""
 
     mode: Literal["keep", "new"]
     requests: int
     connections: int
+    page: Page = _GUESTS_PAGE
 
     @property
     def name(self) -> str:
@@ -59,11 +72,11 @@ class HttpWork:
 
     async def run(self, client: Client) -> Outcome:
         """Raises ProcessError or DeadlineError."""
-        argv = [sys.executable, "-P", str(_HTTP_CLIENT), "--host", GUEST_IPV4, "--port", str(services.NGINX_PORT)]
-        argv += ["--path", services.PAGE, "--requests", str(self.requests), "--connections", str(self.connections)]
+        argv = [sys.executable, "-P", str(_HTTP_CLIENT), "--host", GUEST_IPV4, "--port", str(self.page.port)]
+        argv += ["--path", self.page.path, "--requests", str(self.requests), "--connections", str(self.connections)]
         argv += ["--mode", self.mode, "--timeout", f"{_REQUEST_SECONDS:g}", "--deadline", f"{_HTTP_SECONDS:g}"]
         deadline = _HTTP_SECONDS + 2 * _REQUEST_SECONDS
-        done = (await client.run(*argv, stdin=services.PAGE_CONTENT, deadline=deadline)).check()
+        done = (await client.run(*argv, stdin=self.page.content, deadline=deadline)).check()
         result: dict[str, Any] = json.loads(done.stdout)
         times = sorted(nanoseconds / 1e6 for nanoseconds in result["latencies_ns"])
         figures: Figures = {
@@ -124,11 +137,13 @@ class IperfWork:
 Work = HttpWork | IperfWork
 
 
-def all_works(requests: int, connections: int, seconds: int, streams: int) -> tuple[Work, ...]:
+def all_works(
+    requests: int, connections: int, seconds: int, streams: int, page: Page = _GUESTS_PAGE
+) -> tuple[Work, ...]:
     """Everything that is measured, in its order."""
     return (
-        HttpWork("keep", requests, connections),
-        HttpWork("new", requests, connections),
+        HttpWork("keep", requests, connections, page),
+        HttpWork("new", requests, connections, page),
         *(
             IperfWork(direction, count, seconds)
             for direction in ("guest_to_client", "client_to_guest")

@@ -171,6 +171,12 @@ class VmServices:
             ports |= await starters[service]()
         await self._listening(ports)
 
+    async def restart(self, service: Service) -> None:
+        """Kill it, with all that it was doing for anybody, and start it anew.  Raises as start() does."""
+        for name in [name for name in self.daemons if name.partition("-")[0] == service]:
+            await self.daemons.pop(name).kill()
+        await self.start([service])
+
     def put_file(self, name: str) -> bytes:
         """What a client has put to /put/*name*."""
         return (self.directory / "put" / name).read_bytes()
