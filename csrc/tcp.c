@@ -100,11 +100,19 @@ void colo_tcp_refresh(colo_comparator *c, struct colo_flow *flow)
     }
 }
 
+/* Its SYN, sent again: by then a rewriter knows the primary's number, and our own translates it as all that follows. */
+static bool is_translated_syn(const struct colo_tcp *tcp, const struct colo_rec *rec)
+{
+    return tcp->s_syn && tcp->p_syn && rec->seq == tcp->p_base;
+}
+
 static int64_t place_secondary(struct colo_tcp *tcp, struct colo_rec *rec)
 {
     int64_t near = tcp->s_high, as_primary = colo_seq_extend(tcp->p_base, near, rec->seq), as_own;
 
     if (rec->tcp_flags & COLO_TCP_SYN) {
+        if (is_translated_syn(tcp, rec))
+            return 0;
         tcp->s_own = tcp->s_syn = 1;
         tcp->s_base = rec->seq;
         return 0;
@@ -183,7 +191,7 @@ static bool is_other_generation(const struct colo_tcp *tcp, const struct colo_re
 {
     if (!(rec->tcp_flags & COLO_TCP_SYN))
         return false;
-    return tcp->s_syn ? rec->seq != tcp->s_base : !tcp->p_syn;
+    return tcp->s_syn ? rec->seq != tcp->s_base && !is_translated_syn(tcp, rec) : !tcp->p_syn;
 }
 
 static void wait_unplaced(colo_comparator *c, struct colo_flow *flow, struct colo_rec *rec)

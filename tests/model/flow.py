@@ -116,9 +116,16 @@ class TcpFlow:
     def incarnation(self, number: int) -> Incarnation:
         return self.incarnations.setdefault(number, Incarnation())
 
+    @staticmethod
+    def _sent_again(inc: Incarnation, side: int, packet: Packet) -> bool:
+        """A SYN that is there already; the secondary's may come translated to the primary's number the second time."""
+        if side == SECONDARY and inc.isn[SECONDARY] is not None and packet.seq == inc.isn[PRIMARY]:
+            return True
+        return packet.seq == inc.isn[side]
+
     def place(self, side: int, packet: Packet) -> Segment:
         """Finds a frame's positions. Frames of one side must be placed in the order in which they came."""
-        if packet.syn and self.incarnation(self.current[side]).isn[side] != packet.seq:
+        if packet.syn and not self._sent_again(self.incarnation(self.current[side]), side, packet):
             self.current[side] += 1
             self.incarnation(self.current[side]).isn[side] = packet.seq
         number = self.current[side]

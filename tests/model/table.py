@@ -81,12 +81,13 @@ class Send:
     partial: bool = False
     spoil: bool = False
     urgent: int = 0
+    translated: bool = False  # by a rewriter: the secondary's SYN has the primary's number
     shift: int = 0  # another connection on the same ports: added to all three initial numbers
 
     def render(self, n: Numbers, epoch: int) -> bytes:
         if self.raw is not None:
             return self.raw
-        own = self.side == SECONDARY and epoch == 1 and (n.own or self.flags & wire.SYN)
+        own = self.side == SECONDARY and epoch == 1 and (n.own or self.flags & wire.SYN) and not self.translated
         isn = (n.secondary if own else n.primary) + self.shift
         seq = isn if self.flags & wire.SYN else isn + 1 + self.off
         ack = n.client + self.shift + 1 + (self.ack or 0)
