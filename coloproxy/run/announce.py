@@ -30,14 +30,24 @@ def pauses() -> list[float]:
     return [0.0] + [FIRST_S + STEP_S * i for i in range(ROUNDS - 1)]
 
 
-def places_of(known: Iterable[Neighbour], nic: int, extra: Sequence[str], vlans: Sequence[int]) -> list[Neighbour]:
-    """All to announce on one NIC: what was learnt, and the operator's addresses for each MAC, on each of his VLANs."""
+def places_of(
+    known: Iterable[Neighbour], nic: int, mac: str | None, extra: Sequence[str], vlans: Sequence[int]
+) -> list[Neighbour]:
+    """All to announce on one NIC: what was learnt, and the operator's addresses on each of his VLANs.
+
+    The operator's go with the NIC's own MAC, or with the one that was learnt last if he has not said it: an address
+    that is announced with two of them would point at one that nobody has any more.
+    """
     own = [place for place in known if place.nic == nic]
-    macs = list(dict.fromkeys(place.mac for place in own))
+    address_of = bytes.fromhex(mac.replace(":", "")) if mac is not None else own[-1].mac if own else None
     tags = list(dict.fromkeys([*(place.vlans for place in own), *((vlan,) for vlan in vlans)])) or [()]
-    wanted = [Neighbour(nic, mac, ip_address(text), tag) for mac in macs for text in extra for tag in tags]
-    bare = [Neighbour(nic, mac, None, tag) for mac in macs for tag in tags]
-    return list(dict.fromkeys([*own, *wanted, *bare]))
+    if address_of is None:  # it has never said a word
+        return []
+    wanted = [Neighbour(nic, address_of, ip_address(text), tag) for text in extra for tag in tags]
+    said = {(place.address, place.vlans) for place in wanted}
+    learnt = [place for place in own if place.address is not None and (place.address, place.vlans) not in said]
+    macs = dict.fromkeys([address_of, *(place.mac for place in own)])
+    return [*learnt, *wanted, *(Neighbour(nic, each, None, tag) for each in macs for tag in tags)]
 
 
 def frame_of(place: Neighbour) -> bytes:

@@ -122,11 +122,21 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def set_up_tap(name: str, *, mtu: int, bridge: str | None, netns: str | None = None) -> None:
-    """Its MTU, its place on a bridge, and up. Raises DeviceError."""
+def set_up_tap(
+    name: str, *, mtu: int, bridge: str | None, netns: str | None = None, mac: str | None = None, ours: bool = True
+) -> None:
+    """Its MTU, its address, its place on a bridge, and up. Raises DeviceError.
+
+    ours: the host's end, on which the host itself must not speak: its own IPv6 would reach the VM as if from a client.
+    """
     with _telling(f"TAP {name}"), _inside(netns), IPRoute() as ip:
         index = _index(ip, name)
         ip.link("set", index=index, mtu=mtu)
+        if mac is not None:
+            ip.link("set", index=index, address=mac)
+        if ours:
+            with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
         if bridge is not None:
             master = ip.link_lookup(ifname=bridge)
             if not master:

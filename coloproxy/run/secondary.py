@@ -170,7 +170,7 @@ class SecondaryVm(RunningVm):
         places = [
             place
             for wires in self.nics
-            for place in announce.places_of(known, wires.index, wires.nic.announce, wires.nic.vlans)
+            for place in announce.places_of(known, wires.index, wires.nic.mac, wires.nic.announce, wires.nic.vlans)
         ]
         self.tell(told.TookOver(reason, len(places)))
         self.spawn(self._announce(places))

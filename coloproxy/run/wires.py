@@ -75,7 +75,7 @@ class NicWires:
             return devices.open_packet(side.name, side.netns, vnet_hdr=side.vnet_hdr), WireKind.PACKET, vnet_len
         device = devices.open_tap(side.name, vnet_hdr=side.vnet_hdr, netns=side.netns)
         device.set_carrier(on=True)
-        devices.set_up_tap(side.name, mtu=self.nic.tap.mtu, bridge=None, netns=side.netns)
+        devices.set_up_tap(side.name, mtu=self.nic.tap.mtu, bridge=None, netns=side.netns, mac=self.nic.mac, ours=False)
         return device.fds[0], WireKind.FRAMES, device.vnet_len
 
     def start(self, path: Path) -> None:
