@@ -16,8 +16,9 @@ from .namespaces import Cut, NamespaceOptions, NamespacePair
 from .pair_toml import PairFile
 from .proxies import divergences, fail_over, protect
 
-RATE: Final = "5M"
-"""Bytes a second of each transfer, as curl has it: slow enough for the cut to come in the middle."""
+RATE: Final = "3M"
+"""Bytes a second of each transfer, as curl has it: slow enough for the cut to come in the middle.  curl lets bursts of
+up to twice that through."""
 _PROGRESS_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 20.0
 
@@ -56,7 +57,7 @@ async def failover_trial(
     seed: int | str = 1,
     file: PairFile | None = None,
 ) -> list[Outcome]:
-    """Protect the pair, begin all transfers, cut the primary's host off somewhere in the first half, take over.
+    """Protect the pair, begin all transfers, cut the primary's host off somewhere in the first third, take over.
 
     Each transfer is of `options.large_bytes`.  Raises DeadlineError if the cut can't be made in the middle, or if the
     VMs differed before it: the secondary has no copy of the primary's state then, and must not be blamed.
@@ -72,7 +73,7 @@ async def failover_trial(
             else:
                 transfer = await bed.client.download(limit_rate=RATE, ipv6=kind.ipv6)
             transfers.append((kind, transfer))
-        at = rng.randrange(options.large_bytes // 20, options.large_bytes // 2)
+        at = rng.randrange(options.large_bytes // 20, options.large_bytes // 3)
         for _, transfer in transfers:
             await transfer.reached(at, deadline=_PROGRESS_SECONDS)
         status = await proxies["primary"].vm_status()
