@@ -83,6 +83,8 @@ _QUIET = {
     **{f"net/ipv6/conf/{which}/router_solicitations": "0" for which in ("all", "default")},
     **{f"net/ipv4/conf/{which}/rp_filter": "0" for which in ("all", "default")},
 }
+# A proxy learns the VM's addresses from what it says, and may bring a TAP up before we have given it its MAC.
+_SILENT_AT_FIRST = {"net/ipv6/conf/default/disable_ipv6": "1"}
 _UNPRIVILEGED_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}  # servers needn't be root
 
 
@@ -141,6 +143,7 @@ class NamespaceNetwork:
         """Give the VM's eth0, which must be there, its MAC and addresses, and bring it up.  Raises NetworkError."""
         vm = self.vms[role]
         batch(vm, [f"link set {VM_INTERFACE} down", f"link set {VM_INTERFACE} address {GUEST_MAC}"])
+        set_sysctls(vm, {f"net/ipv6/conf/{VM_INTERFACE}/disable_ipv6": "0"})
         set_offloads(vm, VM_INTERFACE, on=offloads)
         batch(
             vm,
@@ -163,7 +166,7 @@ def namespace_network(
             ip(["netns", "add", namespace])
         set_sysctls(made.client, _QUIET | client_stack.sysctls())
         for role, vm in made.vms.items():
-            set_sysctls(vm, _QUIET | _UNPRIVILEGED_PORTS | vm_stacks[role].sysctls())
+            set_sysctls(vm, _QUIET | _SILENT_AT_FIRST | _UNPRIVILEGED_PORTS | vm_stacks[role].sysctls())
             batch(vm, ["link set lo up"])
         _make_bridges(made)
         _make_cables(made, kind)
