@@ -25,7 +25,7 @@ from coloproxy.testbed.proxies import PairFile, divergences, fail_over, protect,
 from coloproxy.testbed.requirements import missing
 from coloproxy.testbed.server_programs import PROGRAMS
 from coloproxy.testbed.services import DNS_NAME, DNS_TEXT, DNS_TEXT_VALUE, Service
-from coloproxy.testbed.tap_trial import failover_trial
+from coloproxy.testbed.tap_trial import OFFLOADED_BYTES, failover_trial
 
 LACKS = ", ".join(item.what for item in missing(PROGRAMS))
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}")]
@@ -128,7 +128,7 @@ async def test_connections_outlive_the_primarys_host(
 @pytest.mark.parametrize("kind", ["packet", "tap"])
 async def test_with_offloads_too(kind: VmKind, tmp_path: Path) -> None:
     options = NamespaceOptions(
-        kind=kind, offloads=True, vm_stacks=tcp_options(), large_bytes=10_000_000, keep_logs=tmp_path
+        kind=kind, offloads=True, vm_stacks=tcp_options(), large_bytes=OFFLOADED_BYTES, keep_logs=tmp_path
     )
     outcomes = await failover_trial(options, "kill", seed=7)
     assert [outcome.text for outcome in outcomes if not outcome.kept] == []

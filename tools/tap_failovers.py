@@ -24,7 +24,7 @@ from coloproxy.errors import ColoproxyError
 from coloproxy.testbed.namespace_net import VmKind
 from coloproxy.testbed.namespaces import Cut, NamespaceOptions
 from coloproxy.testbed.proxies import tcp_options
-from coloproxy.testbed.tap_trial import failover_trial
+from coloproxy.testbed.tap_trial import OFFLOADED_BYTES, failover_trial
 
 PERCENTILES = (0, 50, 90, 99, 100)
 
@@ -43,7 +43,7 @@ async def main() -> int:
     parser.add_argument("--no-timestamps", action="store_true")
     parser.add_argument("--no-sack", action="store_true")
     parser.add_argument("--scales-differ", action="store_true", help="the VMs announce other window scales")
-    parser.add_argument("--size", type=int, default=10_000_000, help="bytes of a transfer (10,000,000)")
+    parser.add_argument("--size", type=int, help="bytes of a transfer (10,000,000; with offloads 30,000,000)")
     parser.add_argument("--seed", type=int, default=1, help="of the times of the cuts (1)")
     parser.add_argument("--logs", type=Path, help="keep the logs below this directory")
     arguments = parser.parse_args()
@@ -60,7 +60,7 @@ async def main() -> int:
             kind=kind,
             offloads=arguments.offloads,
             vm_stacks=stacks,
-            large_bytes=arguments.size,
+            large_bytes=arguments.size or (OFFLOADED_BYTES if arguments.offloads else 10_000_000),
             keep_logs=arguments.logs / str(number) if arguments.logs else None,
         )
         try:

@@ -19,6 +19,8 @@ from .proxies import divergences, fail_over, protect
 RATE: Final = "3M"
 """Bytes a second of each transfer, as curl has it: slow enough for the cut to come in the middle.  curl lets bursts of
 up to twice that through."""
+OFFLOADED_BYTES: Final = 30_000_000
+"""A good size of a transfer with offloads: super-frames come in still larger bursts."""
 _PROGRESS_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 20.0
 
