@@ -25,6 +25,13 @@ class Nic(enum.Enum):
     VIRTIO = "virtio"
 
 
+class Attach(enum.Enum):
+    """How coloproxy and the VMs meet."""
+
+    TAP = "tap"
+    FILTERS = "filters"
+
+
 DEMO_HELP = """
 Shows on this machine what coloproxy does: boots a small Linux VM twice, in network namespaces that stand for two hosts
 and a client, protects it, downloads from it, lets the two VMs differ, kills the primary in mid-download and finishes
@@ -37,6 +44,10 @@ uses KVM where it works, and leaves nothing behind but the cached guest.
 
 @app.command(help=DEMO_HELP)
 def demo(
+    attach: Annotated[
+        Attach,
+        typer.Option(help="tap: coloproxy run on both hosts. filters: coloproxy compare behind QEMU's own filters."),
+    ] = Attach.TAP,
     nic: Annotated[Nic, typer.Option(help="The VM's network card.")] = Nic.E1000,
     kvm: Annotated[bool, typer.Option("--kvm/--no-kvm", help="Use KVM where it works.")] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live screen.")] = False,
@@ -47,7 +58,7 @@ def demo(
     from coloproxy.demo import DemoOptions, run_demo  # pulls in the test bed: only for those who want it
 
     console = Console(highlight=False)
-    options = DemoOptions(nic=nic.value, allow_kvm=kvm, keep_logs=keep_logs, plain=plain)
+    options = DemoOptions(attach=attach.value, nic=nic.value, allow_kvm=kvm, keep_logs=keep_logs, plain=plain)
     code = 0
     try:
         asyncio.run(_until_signal(run_demo(options, console)))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.panel import Panel
@@ -19,7 +20,9 @@ from coloproxy.errors import ColoproxyError
 from coloproxy.testbed import PairOptions, VmPair, install_missing
 from coloproxy.testbed.client import Transfer
 from coloproxy.testbed.pair import Endpoints, coloproxy_compare
+from coloproxy.testbed.pair_toml import journal_file
 from coloproxy.testbed.qemu import Nic
+from coloproxy.testbed.tap_pair import TapOptions, TapPair
 
 _PAGES = 20
 _KILL_AT = 0.4  # of the download
@@ -37,6 +40,8 @@ class DemoError(ColoproxyError):
 class DemoOptions:
     """How to run it."""
 
+    attach: Literal["tap", "filters"] = "tap"
+    """`coloproxy run` on both hosts, or `coloproxy compare` behind QEMU's own filters."""
     nic: Nic = "e1000"
     allow_kvm: bool = True
     keep_logs: Path | None = None
@@ -75,17 +80,9 @@ async def run_demo(options: DemoOptions, console: Console) -> None:
         view.done("nothing")
         view.step("booting the guest: a Linux kernel with busybox, its web server, 192 MB")
 
-        def compare(endpoints: Endpoints) -> list[str]:
-            journal = str(endpoints.directory / _JOURNAL)
-            command = coloproxy_compare("--json-events", journal, "--stats-interval", "0.5", "--quiet")
-            return list(command(endpoints))
-
-        pair_options = PairOptions(
-            comparator=compare, nic=options.nic, allow_kvm=options.allow_kvm, keep_logs=options.keep_logs
-        )
-        async with VmPair(pair_options) as pair:
+        async with _pair(options) as pair:
             view.done(f"up after {pair.boot_seconds:.1f} s under {pair.acceleration.name.upper()}")
-            follower = JournalFollower(pair.directory / _JOURNAL, view.event)
+            follower = JournalFollower(_journal_of(pair), view.event)
             task = asyncio.create_task(follower.run())
             try:
                 await _Scenario(pair, view, follower, summary).run()
@@ -97,8 +94,26 @@ async def run_demo(options: DemoOptions, console: Console) -> None:
     console.print("Next: README.md says how to put coloproxy beside your own QEMU.")
 
 
+def _pair(options: DemoOptions) -> VmPair | TapPair:
+    if options.attach == "tap":
+        return TapPair(TapOptions(nic=options.nic, allow_kvm=options.allow_kvm, keep_logs=options.keep_logs))
+
+    def compare(endpoints: Endpoints) -> list[str]:
+        journal = str(endpoints.directory / _JOURNAL)
+        command = coloproxy_compare("--json-events", journal, "--stats-interval", "0.5", "--quiet")
+        return list(command(endpoints))
+
+    return VmPair(
+        PairOptions(comparator=compare, nic=options.nic, allow_kvm=options.allow_kvm, keep_logs=options.keep_logs)
+    )
+
+
+def _journal_of(pair: VmPair | TapPair) -> Path:
+    return journal_file(pair.directory, "primary") if isinstance(pair, TapPair) else pair.directory / _JOURNAL
+
+
 class _Scenario:
-    def __init__(self, pair: VmPair, view: View, journal: JournalFollower, summary: _Summary) -> None:
+    def __init__(self, pair: VmPair | TapPair, view: View, journal: JournalFollower, summary: _Summary) -> None:
         self.pair = pair
         self.view = view
         self.journal = journal
@@ -166,18 +181,21 @@ class _Scenario:
 
     async def _kill_in_mid_download(self) -> None:
         view, pair = self.view, self.pair
-        view.explain("The same download again; at 40 % the primary's QEMU gets a SIGKILL.")
+        view.explain("The same download again; at 40 % all that runs on the primary's host gets a SIGKILL.")
         transfer = await pair.client.download()
         size = pair.guest.large_bytes
         view.step("second download, primary about to die", _progress(transfer, size))
         await transfer.reached(int(size * _KILL_AT), _STEP_DEADLINE)
         killed = time.monotonic()
-        await pair.kill_primary()
+        await (pair.lose_primary("kill") if isinstance(pair, TapPair) else pair.kill_primary())
         view.done(f"killed at {transfer.bytes / 1e6:.1f} MB")
         view.step("failing over: the secondary takes the VM's place on the network")
         await asyncio.sleep(max(0.0, _DETECTION_SECONDS - (time.monotonic() - killed)))
-        failover = await pair.fail_over()
-        view.done(f"{failover.running * 1000:.0f} ms, after {_DETECTION_SECONDS:.1f} s of deliberate detection time")
+        begun = time.monotonic()
+        await pair.fail_over()
+        view.done(
+            f"{(time.monotonic() - begun) * 1000:.0f} ms, after {_DETECTION_SECONDS:.1f} s of deliberate detection time"
+        )
         view.step("the same TCP connection goes on", _progress(transfer, size))
         result = await transfer.result(_STEP_DEADLINE)
         _expect(result.returncode == 0, f"the download broke: curl says {result.error}")
