@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from coloproxy import reports
-from coloproxy.compare import divergence_line
 from coloproxy.engine_events import Committed, EngineFailed, Fault, GateLost, PeerAttached, PeerLost, Port
 from coloproxy.errors import MisuseError
 from coloproxy.events import Cause, CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit
 from coloproxy.journal import Journal, event_fields, printable, rfc3339
 from coloproxy.lines import LineWriter
 from coloproxy.stats import HEADER, HEADER_EVERY, Snapshot, Stats, line, rate
+from coloproxy.voice import divergence_line
 
 SECOND = 1_000_000_000
 
