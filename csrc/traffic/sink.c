@@ -49,7 +49,7 @@ static void think(struct colo_sink *sink, uint32_t flow, int64_t due)
     sink->thoughts[(sink->first_thought + sink->thinking++) % sink->flows] = (struct colo_sink_thought){due, flow};
 }
 
-static bool is_right(const struct colo_sink *sink, const struct colo_wire_seen *seen, uint64_t offset)
+static bool is_right(const struct colo_sink *sink, const struct colo_traffic_wire_seen *seen, uint64_t offset)
 {
     const uint32_t skip = sink->wire->config.udp ? COLO_TRAFFIC_MIN_DATAGRAM : 0;
     const uint32_t phase = (uint32_t)(offset % COLO_PATTERN_PERIOD);
@@ -67,12 +67,12 @@ static void verify(struct colo_sink *sink, const struct colo_frame *frame, int64
 {
     struct colo_traffic_counters *n = sink->counters;
     const bool udp = sink->wire->config.udp;
-    struct colo_wire_seen seen;
+    struct colo_traffic_wire_seen seen;
     struct colo_sink_flow *flow;
     uint64_t at, next;
     int32_t ahead;
 
-    const enum colo_wire_kind kind = colo_wire_read(sink->wire, frame->data, frame->len, frame->vnet_len, &seen);
+    const enum colo_traffic_wire_kind kind = colo_traffic_wire_read(sink->wire, frame->data, frame->len, frame->vnet_len, &seen);
     if (kind == COLO_WIRE_FOREIGN || seen.flow >= sink->flows) {
         n->foreign++;
         return;

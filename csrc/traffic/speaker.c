@@ -85,7 +85,7 @@ static void put_late(struct colo_speaker *side, uint32_t clock)
         .clock = clock,
     };
 
-    side->built += colo_wire_write(side->wire, side->batch + side->built, &spec);
+    side->built += colo_traffic_wire_write(side->wire, side->batch + side->built, &spec);
     side->of_batch.frames++;
     side->of_batch.segments++;
     side->of_batch.payload += late->len;
@@ -133,7 +133,7 @@ static void put_segment(struct colo_speaker *side, uint32_t len, uint32_t clock,
         const uint32_t notes = side->notes;
         const struct colo_segment_spec spec = {c->flow, c->offset, c->phase, len, primary_tag(side, end), clock};
 
-        side->built += colo_wire_write(side->wire, side->batch + side->built, &spec);
+        side->built += colo_traffic_wire_write(side->wire, side->batch + side->built, &spec);
         if (side->notes > notes)
             side->note[notes].end = side->built;
     } else {
@@ -144,9 +144,9 @@ static void put_segment(struct colo_speaker *side, uint32_t len, uint32_t clock,
             colo_plan_advance(side->plan, c, len);
             return;
         }
-        size = colo_wire_write(side->wire, side->batch + side->built, &spec);
+        size = colo_traffic_wire_write(side->wire, side->batch + side->built, &spec);
         if (chance(side, side->divergence_ppm)) {
-            colo_wire_spoil(side->wire, side->batch + side->built, size);
+            colo_traffic_wire_spoil(side->wire, side->batch + side->built, size);
             side->diverged++;
         }
         side->built += size;
@@ -207,7 +207,7 @@ void colo_speaker_build(struct colo_speaker *side, uint64_t limit, bool last, in
             len = (uint32_t)(limit - c->x);
         }
         if (c->opening) {
-            side->built += colo_wire_write_syn(side->wire, side->batch + side->built, c->flow, clock);
+            side->built += colo_traffic_wire_write_syn(side->wire, side->batch + side->built, c->flow, clock);
             side->of_batch.frames++;
             c->opening = false;
         }

@@ -48,7 +48,7 @@ int colo_traffic_create(const struct colo_traffic_config *config, const struct c
         return COLO_ERR_NOMEM;
     t->config = *config;
     t->sockets = *sockets;
-    colo_wire_init(&t->wire, &(struct colo_wire_config){.vnet_hdr = config->vnet_hdr,
+    colo_traffic_wire_init(&t->wire, &(struct colo_traffic_wire_config){.vnet_hdr = config->vnet_hdr,
                                                         .ipv6 = config->ipv6,
                                                         .udp = config->udp,
                                                         .timestamps = config->timestamps,

@@ -102,7 +102,7 @@ static void put_tcp(struct colo_template *t, uint8_t *p, bool syn)
     p[12] = (uint8_t)(t->l4_len / 4 << 4);
 }
 
-static void make_template(struct colo_template *t, const struct colo_wire_config *config, bool syn)
+static void make_template(struct colo_template *t, const struct colo_traffic_wire_config *config, bool syn)
 {
     uint8_t *p;
 
@@ -136,7 +136,7 @@ static void make_template(struct colo_template *t, const struct colo_wire_config
     t->len = (uint32_t)(p - t->bytes) + t->l4_len;
 }
 
-void colo_wire_init(struct colo_wire *w, const struct colo_wire_config *config)
+void colo_traffic_wire_init(struct colo_wire *w, const struct colo_traffic_wire_config *config)
 {
     w->config = *config;
     colo_pattern_init(&w->pattern);
@@ -224,7 +224,7 @@ static inline void write_head(const struct colo_wire *w, const struct colo_templ
     colo_store16(l4 + 16, fold(sum));
 }
 
-uint32_t colo_wire_write(const struct colo_wire *w, uint8_t *out, const struct colo_segment_spec *s)
+uint32_t colo_traffic_wire_write(const struct colo_wire *w, uint8_t *out, const struct colo_segment_spec *s)
 {
     const struct colo_template *t = &w->data;
     uint8_t *payload = out + t->len;
@@ -252,7 +252,7 @@ uint32_t colo_wire_write(const struct colo_wire *w, uint8_t *out, const struct c
     return t->len + s->len;
 }
 
-uint32_t colo_wire_write_syn(const struct colo_wire *w, uint8_t *out, uint32_t flow, uint32_t clock)
+uint32_t colo_traffic_wire_write_syn(const struct colo_wire *w, uint8_t *out, uint32_t flow, uint32_t clock)
 {
     const struct colo_segment_spec s = {.flow = flow, .clock = clock};
 
@@ -260,7 +260,7 @@ uint32_t colo_wire_write_syn(const struct colo_wire *w, uint8_t *out, uint32_t f
     return w->syn.len;
 }
 
-void colo_wire_spoil(const struct colo_wire *w, uint8_t *frame, uint32_t len)
+void colo_traffic_wire_spoil(const struct colo_wire *w, uint8_t *frame, uint32_t len)
 {
     const struct colo_template *t = &w->data;
     const uint32_t payload = len - t->len;
@@ -274,8 +274,8 @@ void colo_wire_spoil(const struct colo_wire *w, uint8_t *frame, uint32_t len)
         colo_store16(csum, colo_csum_update32(colo_load16(csum), before, before ^ 0x2000));
 }
 
-enum colo_wire_kind colo_wire_read(const struct colo_wire *w, const uint8_t *frame, uint32_t len, uint32_t vnet_len,
-                                   struct colo_wire_seen *seen)
+enum colo_traffic_wire_kind colo_traffic_wire_read(const struct colo_wire *w, const uint8_t *frame, uint32_t len, uint32_t vnet_len,
+                                   struct colo_traffic_wire_seen *seen)
 {
     const bool ipv6 = w->config.ipv6, udp = w->config.udp;
     const uint32_t ip_len = ipv6 ? IP6_LEN : IP4_LEN;

@@ -19,7 +19,7 @@
 #include "pattern.h"
 
 enum {
-    COLO_WIRE_HEAD_MAX = 128,    /* what colo_wire_write() may touch from `out` on, besides the payload */
+    COLO_WIRE_HEAD_MAX = 128,    /* what colo_traffic_wire_write() may touch from `out` on, besides the payload */
     COLO_WIRE_FRAME_MAX = 69632, /* the longest frame that QEMU's framing has */
 };
 
@@ -33,13 +33,13 @@ struct colo_template {
     bool ipv6, udp, timestamps;
 };
 
-struct colo_wire_config {
+struct colo_traffic_wire_config {
     bool vnet_hdr, ipv6, udp, timestamps;
     uint16_t gso_size; /* with vnet_hdr: longer TCP segments are super-frames of such ones */
 };
 
 struct colo_wire {
-    struct colo_wire_config config;
+    struct colo_traffic_wire_config config;
     struct colo_template data, syn;
     struct colo_pattern pattern;
 };
@@ -55,9 +55,9 @@ struct colo_segment_spec {
 };
 
 /* What a received frame says. */
-enum colo_wire_kind { COLO_WIRE_FOREIGN, COLO_WIRE_SYN, COLO_WIRE_DATA };
+enum colo_traffic_wire_kind { COLO_WIRE_FOREIGN, COLO_WIRE_SYN, COLO_WIRE_DATA };
 
-struct colo_wire_seen {
+struct colo_traffic_wire_seen {
     const uint8_t *payload;
     uint32_t len;
     uint32_t flow;
@@ -65,19 +65,19 @@ struct colo_wire_seen {
     uint16_t tag;
 };
 
-void colo_wire_init(struct colo_wire *w, const struct colo_wire_config *config);
+void colo_traffic_wire_init(struct colo_wire *w, const struct colo_traffic_wire_config *config);
 
 /* Writes a segment with its payload; returns the bytes of the frame, words included. */
-uint32_t colo_wire_write(const struct colo_wire *w, uint8_t *out, const struct colo_segment_spec *s);
+uint32_t colo_traffic_wire_write(const struct colo_wire *w, uint8_t *out, const struct colo_segment_spec *s);
 
 /* Writes the flow's SYN-ACK. */
-uint32_t colo_wire_write_syn(const struct colo_wire *w, uint8_t *out, uint32_t flow, uint32_t clock);
+uint32_t colo_traffic_wire_write_syn(const struct colo_wire *w, uint8_t *out, uint32_t flow, uint32_t clock);
 
-/* Makes one byte of the payload of a frame that colo_wire_write() made wrong, and its checksum right. */
-void colo_wire_spoil(const struct colo_wire *w, uint8_t *frame, uint32_t len);
+/* Makes one byte of the payload of a frame that colo_traffic_wire_write() made wrong, and its checksum right. */
+void colo_traffic_wire_spoil(const struct colo_wire *w, uint8_t *frame, uint32_t len);
 
 /* Reads a frame without its words; it was written as above, or is foreign. */
-enum colo_wire_kind colo_wire_read(const struct colo_wire *w, const uint8_t *frame, uint32_t len, uint32_t vnet_len,
-                                   struct colo_wire_seen *seen);
+enum colo_traffic_wire_kind colo_traffic_wire_read(const struct colo_wire *w, const uint8_t *frame, uint32_t len, uint32_t vnet_len,
+                                   struct colo_traffic_wire_seen *seen);
 
 #endif
