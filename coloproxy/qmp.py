@@ -126,21 +126,28 @@ class QmpLink:
 
     # ------------------------------------------------------------- commands
 
-    def submit(self, name: str, arguments: Mapping[str, object] | None, done: Done) -> None:
-        """Sends a command; `done` is called once: in the read loop, at the deadline, or when QMP is lost."""
+    def submit(
+        self, name: str, arguments: Mapping[str, object] | None, done: Done, *, out_of_band: bool = False
+    ) -> None:
+        """Sends a command; `done` is called once: in the read loop, at the deadline, or when QMP is lost.
+
+        out_of_band: QEMU answers even while its main loop hangs; few commands can be sent so.
+        """
         client = self._client
         if client is None or client.runstate is not Runstate.RUNNING:
             done(Outcome(None, "QMP is not connected", time.monotonic_ns()))
             return
         self._ids += 1
         ident = f"{ID_PREFIX}{self._ids}"
-        message = QMPClient.make_execute_msg(name, arguments)
+        message = QMPClient.make_execute_msg(name, arguments, oob=out_of_band)
         message["id"] = ident
         timer = asyncio.get_running_loop().call_later(self._deadline_s, self._expire, ident)
         self._waiting[ident] = (done, timer)
         client.put(message)
 
-    async def execute(self, name: str, arguments: Mapping[str, object] | None = None) -> object:
+    async def execute(
+        self, name: str, arguments: Mapping[str, object] | None = None, *, out_of_band: bool = False
+    ) -> object:
         """The return value of a command. Raises QmpError."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
@@ -152,7 +159,7 @@ class QmpLink:
             else:
                 future.set_exception(QmpError(f"{name}: {outcome.error}"))
 
-        self.submit(name, arguments, done)
+        self.submit(name, arguments, done, out_of_band=out_of_band)
         return await future
 
     def _finish(self, ident: str, value: object, error: str | None) -> None:

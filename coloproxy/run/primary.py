@@ -29,6 +29,7 @@ from coloproxy.voice import Voice
 from . import devices, told
 from .messages import Message
 from .vm import RunningVm
+from .yank import yank_migration
 
 MARK_WAIT_S: Final = 2.0
 SETTLE_S: Final = 1.0  # from a commit until the secondary's mark must have come
@@ -360,13 +361,18 @@ class PrimaryVm(RunningVm):
         self.tell(told.WentAlone(reason))
 
     async def _qmp_alone(self, qmp: QmpGuide) -> None:
-        """QEMU is to stop asking the secondary; without COLO it has nothing to stop."""
-        if not qmp.protected():
-            return
+        """QEMU is to stop asking the secondary.
+
+        Also when it has told that COLO is over: after COLO_EXIT with an error it still waits for this, and the guest
+        may stand still for it. A QEMU that was never in COLO refuses, which is no trouble.
+        """
+        protected = qmp.protected()
+        await yank_migration(qmp.link)
         try:
             await qmp.link.execute("x-colo-lost-heartbeat")
         except QmpError as error:
-            self.trouble(f"QEMU would not leave COLO: {error}")
+            if protected:
+                self.trouble(f"QEMU would not leave COLO: {error}")
 
     # ---------------------------------------------------------------- status
 

@@ -20,6 +20,7 @@ from coloproxy.reports import QemuEvent, QmpLost
 from . import announce, told
 from .messages import Message
 from .vm import RunningVm
+from .yank import yank_migration
 
 READY: Final = frozenset({"running", "inmigrate"})
 """Run states in which QEMU is not in the middle of a checkpoint: a SYNC mark may be put."""
@@ -176,6 +177,7 @@ class SecondaryVm(RunningVm):
         self.spawn(self._announce(places))
 
     async def _qmp_take_over(self, qmp: QmpLink) -> None:
+        await yank_migration(qmp)
         with contextlib.suppress(QmpError):  # there may be none
             await qmp.execute("nbd-server-stop")
         await qmp.execute("x-colo-lost-heartbeat")
