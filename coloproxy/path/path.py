@@ -258,6 +258,9 @@ class Path:
     def accept(self) -> None:
         check(lib.colo_path_accept(self._handle), "Path.accept")
 
+    def wait(self) -> None:
+        check(lib.colo_path_wait(self._handle), "Path.wait")
+
     def stand(self) -> None:
         check(lib.colo_path_stand(self._handle), "Path.stand")
 

@@ -14,7 +14,7 @@ from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, Neighbour, PathEvent, Role
-from coloproxy.qmp import QmpLink
+from coloproxy.qmp import Outcome, QmpLink
 from coloproxy.reports import QemuEvent, QmpLost
 
 from . import announce, told
@@ -44,11 +44,14 @@ class SecondaryVm(RunningVm):
         self._abandoned = ""
         self._run_state = ""  # at the last STOP, once QEMU has said it
         self._stopped_at: int | None = None
+        self._known = False  # what the VM does, since QMP is connected
 
     # ------------------------------------------------------------------ life
 
     def begin(self) -> None:
-        pass  # the TAPs stay closed
+        """The TAPs stay closed."""
+        if self._qmp is not None:
+            self.path.wait()
 
     async def serve(self) -> None:
         if self._qmp is not None:
@@ -59,14 +62,37 @@ class SecondaryVm(RunningVm):
     # --------------------------------------------------------- QMP's handler
 
     def qmp_connected(self, now: int) -> None:
-        if self.link_up and not self._taken_over:
+        if self._taken_over:
+            return
+        if self.link_up:
             self.say(Message("lost-track", text="the secondary's QMP is connected anew"))
+        self.path.wait()
+        self._run_state, self._stopped_at, self._known = "", None, False
+        self._ask_first()
+
+    def _ask_first(self) -> None:
+        if self._qmp is not None:
+            self._qmp.submit("query-status", None, self._hear_first)
+
+    def _hear_first(self, outcome: Outcome) -> None:
+        """What the VM does. One that waits for its state goes on to; so does one in the middle of a checkpoint."""
+        if self._known or self._taken_over or self._qmp is None or not self._qmp.connected:
+            return
+        if outcome.error is not None:
+            self._ask_first()  # it has had its deadline
+            return
+        self._known = True
+        self._hear_status(outcome.value)
+        if self._run_state == "running":
+            self.path.stand_over()
 
     def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
         if name in TOLD_EVENTS:
             self.tell(QemuEvent(name, ", ".join(f"{key}={value}" for key, value in data.items())))
         if self._taken_over:
             return
+        if name in ("STOP", "RESUME"):
+            self._known = True
         if name == "STOP":
             self._run_state, self._stopped_at = "", now if at is None else min(at, now)
             self.path.stand()

@@ -30,8 +30,11 @@ int colo_path_drain(colo_path *p)
 {
     bool may = begin(p, COLO_PATH_PRIMARY);
 
-    if (may)
+    if (may) {
         colo_path_drain_vm(p);
+        if (p->session)
+            colo_route_mark(p, COLO_MARK_PRIMARY_STOP, 0);
+    }
     return end(p, may);
 }
 
@@ -71,15 +74,26 @@ int colo_path_accept(colo_path *p)
     return end(p, may);
 }
 
-int colo_path_stand(colo_path *p)
+static int stand(colo_path *p, bool waiting)
 {
     bool may = begin(p, COLO_PATH_SECONDARY) && !p->taken_over;
 
     if (may) {
         colo_path_drain_vm(p);
         p->standing = true;
+        p->waiting = waiting;
     }
     return end(p, may);
+}
+
+int colo_path_wait(colo_path *p)
+{
+    return stand(p, true);
+}
+
+int colo_path_stand(colo_path *p)
+{
+    return stand(p, false);
 }
 
 int colo_path_epoch(colo_path *p, int64_t resumed)
@@ -90,7 +104,7 @@ int colo_path_epoch(colo_path *p, int64_t resumed)
         colo_route_forget(p, resumed);
         colo_rewriter_mark(p->rewriter);
         colo_route_mark(p, COLO_MARK_EPOCH, 0);
-        p->standing = false;
+        p->standing = p->waiting = false;
         colo_route_held(p);
         colo_path_flush(p);
     }
@@ -102,7 +116,7 @@ int colo_path_stand_over(colo_path *p)
     bool may = begin(p, COLO_PATH_SECONDARY);
 
     if (may) {
-        p->standing = false;
+        p->standing = p->waiting = false;
         colo_route_held(p);
         colo_path_flush(p);
     }
@@ -128,7 +142,7 @@ int colo_path_takeover(colo_path *p)
         colo_path_drop_link(p, NULL);
         p->session = false;
         p->taken_over = true;
-        p->standing = false;
+        p->standing = p->waiting = false;
         colo_rewriter_takeover(p->rewriter, p->now);
         colo_route_held(p);
         colo_path_flush(p);

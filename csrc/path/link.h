@@ -27,7 +27,7 @@ enum colo_link_type {
     COLO_LINK_MIRROR = 1,  /* P to S: a frame that came from the client side */
     COLO_LINK_OUTPUT = 2,  /* S to P: a frame of the secondary VM's, rewritten */
     COLO_LINK_LEARN = 3,   /* P to S: a frame with SYN that the primary VM sent and that is about to be released */
-    COLO_LINK_MARK = 4,    /* S to P: an epoch's end or beginning, see path.h */
+    COLO_LINK_MARK = 4,    /* both: where the stream is cut into epochs, see route.h */
     COLO_LINK_CONTROL = 5, /* both: of the control planes, JSON */
 };
 

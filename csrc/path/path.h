@@ -16,7 +16,8 @@
  * Epochs on the link. The secondary's VM stands still for a checkpoint: what it says before is of the old epoch, what it
  * says after of the new one, and a MARK in the stream says where the cut is. The primary counts marks and commits: OUTPUT
  * of an epoch that has not begun here waits, OUTPUT of one that is over is dropped (R3). Both count from a SYNC mark on,
- * the answer to a token of the primary's; before it all OUTPUT is dropped.
+ * the answer to a token of the primary's; before it all OUTPUT is dropped. The primary marks its VM's STOPs: to a
+ * secondary VM that has not run yet goes what clients sent since then, and nothing older, which it would answer anew.
  *
  * What limits do. A frame of the primary VM is never dropped: reading stops until there is room. Frames of clients wait
  * likewise, but for a link that is full they do so for stall_timeout only: then the mirror leaves them out, and a
@@ -173,7 +174,12 @@ int colo_path_commit(colo_path *p);
 int colo_path_sync(colo_path *p, uint64_t token);
 int colo_path_accept(colo_path *p);
 
-/* SECONDARY. The VM stands still for a checkpoint: what it says is held. */
+/*
+ * SECONDARY. The VM waits for its first state, or nobody knows yet what it does. As stand, but what clients send is kept
+ * only from the primary's next STOP on, or as far as there is room: the rest comes with the primary's state.
+ */
+int colo_path_wait(colo_path *p);
+/* The VM stands still for a checkpoint: what it says is held. */
 int colo_path_stand(colo_path *p);
 /* It goes on as the primary's copy since `resumed` (CLOCK_MONOTONIC ns): what was read before is dropped, the rewriter forgets. */
 int colo_path_epoch(colo_path *p, int64_t resumed);

@@ -12,6 +12,9 @@ enum {
     MARK_LEN = 9,            /* enum colo_mark, then a number */
 };
 
+/* What came so shortly before the primary's STOP may still wait in a socket of its VMM: better twice than never. */
+static const int64_t stop_overlap = 20 * 1000000;
+
 /* ------------------------------------------------------------------ sending */
 
 static void left_out(struct colo_path *p, enum colo_path_place place, int nic)
@@ -348,6 +351,27 @@ void colo_route_forget(struct colo_path *p, int64_t before)
     }
 }
 
+void colo_route_forget_inbound(struct colo_path *p, int64_t before)
+{
+    struct colo_wire_frame frame;
+    struct colo_held head;
+
+    while (first_held(&p->inbound, &head, &frame) && head.time < before)
+        let_go(&p->inbound, &head);
+}
+
+/* For a VM that waits the newest count: the oldest make room. */
+static void hold_inbound(struct colo_path *p, enum colo_link_type type, const struct colo_wire_frame *frame)
+{
+    struct colo_wire_frame oldest;
+    struct colo_held head;
+
+    while (p->waiting && !colo_fifo_has_room(&p->inbound, sizeof head + frame->len) &&
+           first_held(&p->inbound, &head, &oldest))
+        let_go(&p->inbound, &head);
+    (void)hold(p, &p->inbound, type, frame);
+}
+
 /* PRIMARY */
 static void take_output(struct colo_path *p, const struct colo_wire_frame *frame)
 {
@@ -363,9 +387,15 @@ static bool take_mark(struct colo_path *p, const struct colo_link_record *record
 {
     uint64_t value;
 
-    if (record->len != MARK_LEN || record->data[0] > COLO_MARK_EPOCH) {
+    if (record->len != MARK_LEN || record->data[0] > COLO_MARK_PRIMARY_STOP ||
+        (p->config.role == COLO_PATH_PRIMARY) == (record->data[0] == COLO_MARK_PRIMARY_STOP)) {
         *why = "a mark that makes no sense";
         return false;
+    }
+    if (record->data[0] == COLO_MARK_PRIMARY_STOP) {
+        if (p->waiting)
+            colo_route_forget_inbound(p, p->now - stop_overlap);
+        return true;
     }
     value = (uint64_t)colo_load32(record->data + 1) << 32 | colo_load32(record->data + 5);
     if (record->data[0] == COLO_MARK_SYNC) {
@@ -418,8 +448,6 @@ bool colo_route_record(struct colo_path *p, const struct colo_link_record *recor
     case COLO_LINK_CONTROL:
         return take_control(p, record, why);
     case COLO_LINK_MARK:
-        if (!primary)
-            break;
         return take_mark(p, record, why);
     case COLO_LINK_OUTPUT:
     case COLO_LINK_MIRROR:
@@ -437,7 +465,7 @@ bool colo_route_record(struct colo_path *p, const struct colo_link_record *recor
         else if (vm_is_settled(p) && !colo_fifo_len(&p->inbound))
             to_vm(p, (enum colo_link_type)record->type, &frame);
         else
-            (void)hold(p, &p->inbound, (enum colo_link_type)record->type, &frame);
+            hold_inbound(p, (enum colo_link_type)record->type, &frame);
         return true;
     default:
         break;

@@ -8,6 +8,7 @@
 enum colo_mark {
     COLO_MARK_SYNC = 0,  /* the answer to a token */
     COLO_MARK_EPOCH = 1, /* what follows is of the secondary's next epoch */
+    COLO_MARK_PRIMARY_STOP = 2, /* from the primary: its VM stands still; what it was sent before comes with its state */
 };
 
 /* Sinks of the wires' frames; ctx is the path. */
@@ -28,6 +29,7 @@ bool colo_route_may_read_released(const struct colo_path *p);
 void colo_route_held(struct colo_path *p);
 void colo_route_mark(struct colo_path *p, enum colo_mark kind, uint64_t value);
 void colo_route_forget(struct colo_path *p, int64_t before); /* SECONDARY: what was held and read before that */
+void colo_route_forget_inbound(struct colo_path *p, int64_t before); /* ... and for the VM */
 void colo_route_link_room(struct colo_path *p); /* the link may have room again */
 
 #endif

@@ -66,6 +66,7 @@ struct colo_path {
     int64_t commits;
     uint64_t token;          /* that a SYNC must bring, 0: any is too late */
     bool standing;           /* SECONDARY: the VM stands still for a checkpoint */
+    bool waiting;            /* ... for its first: what clients sent before it comes with the primary's state */
     bool taken_over;
     uint64_t flows_refused;  /* of the rewriter's, told already */
 
