@@ -141,6 +141,22 @@ async def test_the_whole_life(nic: Nic, how: Death, tmp_path: Path) -> None:
         assert (await pair.proxies["secondary"].ask("status"))["state"] == "taken-over"
 
 
+async def test_the_secondary_hears_nothing_of_the_time_before_colo(tmp_path: Path) -> None:
+    """It comes with the primary's state; heard again, it would be answered, and QEMU keeps it for a VM that waits."""
+    async with TapPair(options(tmp_path)) as pair:
+        await whole_upload(await pair.client.upload(BODY))
+        sent = (await status(pair))["path"]["mirrored"]
+        await pair.start_colo()
+        await hello(pair)
+        await pair.proxies["primary"].ask("checkpoint", wait_s=10)
+        secondary = await pair.proxies["secondary"].vm_status()
+        assert sent > 1000
+        assert 0 < secondary["nics"][0]["vm"]["frames_out"] < 200
+        after = await status(pair)
+        assert divergences(after) == 0
+        assert after["path"]["output"] > 0
+
+
 async def a_divergence(pair: TapPair) -> None:
     """The page that differs on purpose: one divergence, one checkpoint, the primary's answer exactly once."""
     before = await status(pair)
