@@ -7,6 +7,7 @@
 #include <net/ethernet.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "load.h"
@@ -33,7 +34,8 @@ void colo_wire_close(struct colo_wire *w)
         close(w->fds[i]);
     w->count = 0;
     w->broken = 0;
-    w->blocked = w->paused = false;
+    w->blocked = w->paused = w->waits = false;
+    w->begun = 0;
     memset(w->watched, 0, sizeof w->watched);
     colo_fifo_fini(&w->in);
     colo_fifo_fini(&w->out);
@@ -76,13 +78,17 @@ static int read_head(const struct colo_wire *w, const uint8_t *p, size_t len, st
     return head;
 }
 
-static int hand_on_stream(struct colo_wire *w, colo_wire_sink *sink, void *ctx)
+static int hand_on_stream(struct colo_wire *w, colo_wire_sink *sink, colo_wire_more *more, void *ctx)
 {
     struct colo_wire_frame frame;
     int head;
 
+    w->waits = false;
     while ((head = read_head(w, colo_fifo_front(&w->in), colo_fifo_len(&w->in), &frame)) > 0) {
         if (colo_fifo_len(&w->in) - (size_t)head < frame.len)
+            return 0;
+        w->waits = more && !more(ctx, w->nic);
+        if (w->waits)
             return 0;
         frame.data = w->in.data + w->in.from + head;
         if (frame.len - frame.vnet_len < SHORTEST)
@@ -94,11 +100,16 @@ static int hand_on_stream(struct colo_wire *w, colo_wire_sink *sink, void *ctx)
     return head;
 }
 
-static int read_stream(struct colo_wire *w, colo_wire_sink *sink, void *ctx, int *error)
+static int read_stream(struct colo_wire *w, colo_wire_sink *sink, colo_wire_more *more, void *ctx, int *error)
 {
-    uint8_t *room = colo_fifo_room(&w->in, READ_AHEAD);
+    uint8_t *room;
     ssize_t n;
 
+    if (w->waits && (*error = hand_on_stream(w, sink, more, ctx)) < 0)
+        return COLO_WIRE_GONE;
+    if (w->waits)
+        return COLO_WIRE_OK;
+    room = colo_fifo_room(&w->in, READ_AHEAD);
     if (!room) {
         *error = ENOMEM;
         return COLO_WIRE_GONE;
@@ -113,7 +124,7 @@ static int read_stream(struct colo_wire *w, colo_wire_sink *sink, void *ctx, int
         return COLO_WIRE_GONE;
     }
     colo_fifo_put(&w->in, (size_t)n);
-    *error = hand_on_stream(w, sink, ctx);
+    *error = hand_on_stream(w, sink, more, ctx);
     return *error < 0 ? COLO_WIRE_GONE : COLO_WIRE_OK;
 }
 
@@ -180,7 +191,8 @@ static bool passing(int error)
     return error == ENETDOWN || error == ENOBUFS || error == EINTR || error == EIO;
 }
 
-static int read_frames(struct colo_wire *w, int fd, colo_wire_sink *sink, void *ctx, int *error)
+static int read_frames(struct colo_wire *w, int fd, int share, colo_wire_sink *sink, colo_wire_more *more, void *ctx,
+                       int *error)
 {
     const size_t size = (size_t)w->max_frame + 1 + TAG; /* one more: what fills it is too long */
     uint8_t *buffer = colo_fifo_room(&w->in, size);
@@ -189,7 +201,7 @@ static int read_frames(struct colo_wire *w, int fd, colo_wire_sink *sink, void *
         *error = ENOMEM;
         return COLO_WIRE_GONE;
     }
-    for (int i = 0; i < FRAMES_A_TURN; i++) {
+    for (int i = 0; i < share && (!more || more(ctx, w->nic)); i++) {
         struct colo_wire_frame frame = {.vnet_len = w->vnet_len, .nic = w->nic};
         ssize_t n = read_one(w, fd, buffer, size, &frame.data);
 
@@ -210,12 +222,12 @@ static int read_frames(struct colo_wire *w, int fd, colo_wire_sink *sink, void *
     return COLO_WIRE_OK;
 }
 
-int colo_wire_read(struct colo_wire *w, colo_wire_sink *sink, void *ctx, int *error)
+int colo_wire_read(struct colo_wire *w, colo_wire_sink *sink, colo_wire_more *more, void *ctx, int *error)
 {
     if (w->kind == COLO_WIRE_STREAM || w->kind == COLO_WIRE_TAGGED)
-        return read_stream(w, sink, ctx, error);
+        return read_stream(w, sink, more, ctx, error);
     for (int i = 0; i < w->count; i++)
-        if (read_frames(w, w->fds[i], sink, ctx, error) != COLO_WIRE_OK)
+        if (read_frames(w, w->fds[i], FRAMES_A_TURN / w->count, sink, more, ctx, error) != COLO_WIRE_OK)
             return COLO_WIRE_GONE;
     return COLO_WIRE_OK;
 }
@@ -227,32 +239,39 @@ bool colo_wire_has_room(const struct colo_wire *w, size_t len)
     return colo_fifo_has_room(&w->out, len + HEAD);
 }
 
-static int queue(struct colo_wire *w, uint8_t nic, const uint8_t *data, uint32_t len, uint32_t vnet_len)
+/* A frame in two pieces: its virtio-net header, if that had to be made, and the rest. */
+struct pieces {
+    struct iovec part[2];
+    uint32_t len; /* of both */
+};
+
+static int queue(struct colo_wire *w, uint8_t nic, const struct pieces *frame, uint32_t vnet_len)
 {
     const size_t head = w->kind == COLO_WIRE_STREAM ? 4 : HEAD;
-    uint8_t *room = colo_fifo_room(&w->out, head + len);
+    uint8_t *room = colo_fifo_room(&w->out, head + frame->len), *at = room + head;
 
     if (!room)
         return -1;
-    colo_store32(room, len);
+    colo_store32(room, frame->len);
     if (head == HEAD)
         colo_store32(room + 4, (uint32_t)nic << 24 | vnet_len);
-    memcpy(room + head, data, len);
-    colo_fifo_put(&w->out, head + len);
+    for (int i = 0; i < 2; at += frame->part[i].iov_len, i++)
+        if (frame->part[i].iov_len)
+            memcpy(at, frame->part[i].iov_base, frame->part[i].iov_len);
+    colo_fifo_put(&w->out, head + frame->len);
     return 0;
 }
 
 /*
- * Writes one frame. 0: gone, or refused by the kernel and counted (a guest may send what makes no sense to it, and an
- * interface may be down); -1: no room now; else an errno: the peer is gone.
+ * Writes one frame. 0: gone, or refused by the kernel and counted (a guest may send what makes no sense to it or is too
+ * long, and an interface may be down); -1: no room now; else an errno: the peer is gone.
  */
-static int write_one(struct colo_wire *w, const uint8_t *data, uint32_t len)
+static int write_one(struct colo_wire *w, const struct pieces *frame)
 {
-    const int fd = w->fds[0];
     ssize_t n;
 
     do
-        n = write(fd, data, len);
+        n = writev(w->fds[0], frame->part, 2);
     while (n < 0 && errno == EINTR);
     if (n >= 0)
         return 0;
@@ -267,47 +286,70 @@ static int write_one(struct colo_wire *w, const uint8_t *data, uint32_t len)
 /* The virtio-net header asks for nothing: the frame is whole without it. */
 static bool header_is_idle(const uint8_t *data, uint32_t vnet_len)
 {
-    return vnet_len >= 2 && !(data[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM) && data[1] == VIRTIO_NET_HDR_GSO_NONE;
+    return !vnet_len || (!(data[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM) && data[1] == VIRTIO_NET_HDR_GSO_NONE);
+}
+
+/* The frame as this wire wants it; `made` is room for a header. false: it can't be had so. */
+static bool shape(const struct colo_wire *w, const uint8_t *data, uint32_t len, uint32_t vnet_len, uint8_t made[12],
+                  struct pieces *out)
+{
+    const uint32_t shared = sizeof(struct virtio_net_hdr), wants = w->vnet_len;
+
+    *out = (struct pieces){.len = len};
+    if (w->kind != COLO_WIRE_TAGGED && vnet_len != wants) {
+        if (!wants && !header_is_idle(data, vnet_len))
+            return false;
+        /* 12 bytes are the 10 of all and a count of merged buffers, which is 0 outside of a guest's ring. */
+        memset(made, 0, 12);
+        if (vnet_len && wants)
+            memcpy(made, data, shared);
+        data += vnet_len;
+        len -= vnet_len;
+        out->part[0] = (struct iovec){.iov_base = made, .iov_len = wants};
+        out->len = wants + len;
+    }
+    out->part[1] = (struct iovec){.iov_base = (void *)(uintptr_t)data, .iov_len = len};
+    return true;
 }
 
 int colo_wire_send(struct colo_wire *w, uint8_t nic, const uint8_t *data, uint32_t len, uint32_t vnet_len)
 {
-    static const uint8_t idle[12];
-    uint8_t padded[12 + 2048];
+    struct pieces frame;
+    uint8_t made[12];
     int wrote;
 
-    if (!w->count) {
+    if (!w->count || vnet_len > len || !shape(w, data, len, vnet_len, made, &frame)) {
         w->counters.refused++;
         return 0;
     }
-    if (w->kind != COLO_WIRE_TAGGED && vnet_len != w->vnet_len) {
-        if (vnet_len && !header_is_idle(data, vnet_len)) {
-            w->counters.refused++;
-            return 0;
-        }
-        data += vnet_len;
-        len -= vnet_len;
-        if (w->vnet_len && len > sizeof padded - w->vnet_len) {
-            w->counters.refused++;
-            return 0;
-        }
-        if (w->vnet_len) {
-            memcpy(padded, idle, w->vnet_len);
-            memcpy(padded + w->vnet_len, data, len);
-            data = padded;
-            len += w->vnet_len;
-        }
+    if (w->kind != COLO_WIRE_TAGGED)
         vnet_len = w->vnet_len;
-    }
     w->counters.frames_out++;
-    w->counters.bytes_out += len;
+    w->counters.bytes_out += frame.len;
     if (w->kind == COLO_WIRE_STREAM || w->kind == COLO_WIRE_TAGGED || colo_fifo_len(&w->out))
-        return queue(w, nic, data, len, vnet_len);
-    wrote = write_one(w, data, len);
+        return queue(w, nic, &frame, vnet_len);
+    wrote = write_one(w, &frame);
     w->blocked = wrote < 0;
     if (wrote > 0)
         w->broken = wrote;
-    return wrote < 0 ? queue(w, nic, data, len, vnet_len) : 0;
+    return wrote < 0 ? queue(w, nic, &frame, vnet_len) : 0;
+}
+
+static size_t first_length(const struct colo_wire *w)
+{
+    return (w->kind == COLO_WIRE_STREAM ? 4 : HEAD) + (size_t)colo_load32(colo_fifo_front(&w->out));
+}
+
+/* So many bytes of a stream are written: where in a frame is it now? */
+static void note_written(struct colo_wire *w, size_t n)
+{
+    while (n) {
+        size_t left = w->begun ? w->begun : first_length(w), some = n < left ? n : left;
+
+        colo_fifo_take(&w->out, some);
+        w->begun = left - some;
+        n -= some;
+    }
 }
 
 static int flush_stream(struct colo_wire *w)
@@ -323,7 +365,7 @@ static int flush_stream(struct colo_wire *w)
         }
         if (n < 0)
             return errno;
-        colo_fifo_take(&w->out, (size_t)n);
+        note_written(w, (size_t)n);
     }
     w->blocked = false;
     return 0;
@@ -334,7 +376,8 @@ static int flush_frames(struct colo_wire *w)
     while (colo_fifo_len(&w->out)) {
         const uint8_t *front = colo_fifo_front(&w->out);
         uint32_t len = colo_load32(front);
-        int wrote = write_one(w, front + HEAD, len);
+        const struct pieces frame = {.part[1] = {.iov_base = (void *)(uintptr_t)(front + HEAD), .iov_len = len}};
+        int wrote = write_one(w, &frame);
 
         w->blocked = wrote < 0;
         if (wrote)
@@ -350,4 +393,14 @@ int colo_wire_flush(struct colo_wire *w)
     if (!w->count || w->broken || !colo_fifo_len(&w->out))
         return w->broken;
     return w->kind == COLO_WIRE_STREAM || w->kind == COLO_WIRE_TAGGED ? flush_stream(w) : flush_frames(w);
+}
+
+size_t colo_wire_void(struct colo_wire *w)
+{
+    size_t at = w->begun, end = colo_fifo_len(&w->out), count = 0;
+
+    for (; at < end; count++)
+        at += (w->kind == COLO_WIRE_STREAM ? 4 : HEAD) + (size_t)colo_load32(colo_fifo_front(&w->out) + at);
+    colo_fifo_cut(&w->out, w->begun);
+    return count;
 }
