@@ -53,6 +53,10 @@ Problem = tuple[tuple[str | int, ...], str]
 """Where, from the model on, and what is wrong."""
 
 RUNTIME_DIRECTORY: Final = Path("/run/coloproxy")
+NICS_MAX: Final = int(lib.COLO_PATH_NICS)
+QUEUES_MAX: Final = int(lib.COLO_PATH_QUEUES)
+"""What the data path has room for."""
+
 VM_PLACE: Final = "{vm}"
 """In a recording's path: the name of the VM."""
 
@@ -344,7 +348,7 @@ class Tap(Table):
         default=None, description="The bridge it is put on. Left out: somebody else sees to that."
     )
     mtu: Annotated[int, Count(68, 65521)] = Field(default=1500, description="Bytes of IP in a frame, as in the guest.")
-    queues: Annotated[int, Count(1, 256)] = Field(default=1, description="Queues of the device (multi-queue).")
+    queues: Annotated[int, Count(1, QUEUES_MAX)] = Field(default=1, description="Queues of the device (multi-queue).")
     vnet_hdr: StrictBool = Field(
         default=False,
         description="Frames carry a virtio-net header: checksums and segmentation are left to others. The VM's side "
@@ -493,7 +497,7 @@ class Vm(Table):
         description="back_end = qmp: QEMU's monitor, for coloproxy alone; QEMU listens. unix:/PATH or HOST:PORT.",
     )
     filters: Filters = Field(default_factory=Filters, description="Ports of the filter attach.")
-    nics: Annotated[tuple[Nic, ...], Field(min_length=1, max_length=256)] = Field(
+    nics: Annotated[tuple[Nic, ...], Field(min_length=1, max_length=NICS_MAX)] = Field(
         alias="nic", description="Its network cards."
     )
 

@@ -77,6 +77,7 @@ class EventKind(enum.IntEnum):
     GATE_LOST = 5
     FATAL = 6
     EPOCH = 7
+    MISCOUNTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,8 @@ class Path:
 
         Raises:
             MisuseError: the place has one already, or can't have that kind.
-            NativeError: not a descriptor.
+            NativeError: not a descriptor that can be waited for.
+            LimitError: too many events lie unread.
         """
         check(lib.colo_path_attach(self._handle, place, nic, fd, kind, vnet_len), f"Path.attach({place!s}, nic {nic})")
 
@@ -194,7 +196,7 @@ class Path:
         check(lib.colo_path_detach(self._handle, place, nic), f"Path.detach({place!s})")
 
     def inject(self, nic: int, frame: bytes) -> None:
-        """A frame of our own to the client side. Raises MisuseError: too long, or no room."""
+        """A frame of our own to the client side. Raises MisuseError: too long, no room, or nothing is attached."""
         check(lib.colo_path_inject(self._handle, nic, frame, len(frame)), "Path.inject")
 
     def neighbours(self) -> list[Neighbour]:
@@ -212,7 +214,7 @@ class Path:
             restart: a new session; else go on behind what the peer has received.
 
         Raises:
-            LimitError: what the peer lacks is not kept any more.
+            LimitError: what the peer lacks is not kept any more, or too many events lie unread.
         """
         pointer = transport.release()
         result = lib.colo_path_link_attach(self._handle, pointer, restart, peer_received)

@@ -67,6 +67,7 @@ class _Epochs:
     def checkpoint_abort(self) -> None:
         self.standing = False
         self._engine.checkpoint_abort()
+        self._owner.path.stand_over()
 
     def alone(self) -> None:
         self.standing = False
@@ -174,6 +175,7 @@ class PrimaryVm(RunningVm):
         self._engine.close()
         self._engine = self._make_engine(again=True)
         self._epochs = _Epochs(self, self._engine)
+        self.path.stand_over()
         self._start_engine()
 
     async def serve(self) -> None:
@@ -259,6 +261,9 @@ class PrimaryVm(RunningVm):
             self.spawn(self._accept())
         elif event.kind is EventKind.EPOCH:
             self._marked.set()
+        elif event.kind is EventKind.MISCOUNTED:
+            self.trouble("the secondary has begun an epoch that is no checkpoint of ours: counting anew")
+            self._sync()
         elif event.kind is EventKind.LOST and event.place is Place.VM:
             self._primary_lost = True
             if self._guide.primary_is_gone():
@@ -280,7 +285,10 @@ class PrimaryVm(RunningVm):
             self._guide.secondary_is_there()
         try:
             self.path.accept()
-        except MisuseError:  # another token was given
+        except MisuseError:  # another token was given, or the secondary has begun an epoch since it answered
+            await asyncio.sleep(SYNC_RETRY_S)
+            if self.link_up and not self._synced:
+                self._sync()
             return
         self._synced = True
         self.tell(told.Synced())

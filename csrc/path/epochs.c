@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "marks.h"
 #include "route.h"
 #include "turn.h"
 
@@ -33,7 +34,9 @@ int colo_path_drain(colo_path *p)
     if (may) {
         colo_path_drain_vm(p);
         if (p->session)
-            colo_route_mark(p, COLO_MARK_PRIMARY_STOP, 0);
+            colo_marks_put(p, COLO_MARK_PRIMARY_STOP, 0);
+        p->standing = true;
+        p->counters.stale += colo_wire_void(&p->comparator[1]);
     }
     return end(p, may);
 }
@@ -42,8 +45,10 @@ int colo_path_commit(colo_path *p)
 {
     bool may = begin(p, COLO_PATH_PRIMARY);
 
-    if (may && p->commits >= 0) {
-        p->commits++;
+    if (may) {
+        p->standing = false;
+        if (p->commits >= 0)
+            p->commits++;
         colo_route_held(p);
         colo_path_flush(p);
     }
@@ -56,15 +61,14 @@ int colo_path_sync(colo_path *p, uint64_t token)
 
     if (may) {
         p->token = token;
-        p->marks = p->commits = -1;
-        colo_fifo_fini(&p->held);
+        colo_marks_forget(p);
     }
     return end(p, may);
 }
 
 int colo_path_accept(colo_path *p)
 {
-    bool may = begin(p, COLO_PATH_PRIMARY) && p->marks >= 0 && p->commits < 0;
+    bool may = begin(p, COLO_PATH_PRIMARY) && p->marks == 0 && p->commits < 0;
 
     if (may) {
         p->commits = 0;
@@ -103,7 +107,7 @@ int colo_path_epoch(colo_path *p, int64_t resumed)
     if (may) {
         colo_route_forget(p, resumed);
         colo_rewriter_mark(p->rewriter);
-        colo_route_mark(p, COLO_MARK_EPOCH, 0);
+        colo_marks_put(p, COLO_MARK_EPOCH, 0);
         p->standing = p->waiting = false;
         colo_route_held(p);
         colo_path_flush(p);
@@ -113,7 +117,7 @@ int colo_path_epoch(colo_path *p, int64_t resumed)
 
 int colo_path_stand_over(colo_path *p)
 {
-    bool may = begin(p, COLO_PATH_SECONDARY);
+    bool may = begin(p, p->config.role);
 
     if (may) {
         p->standing = p->waiting = false;
@@ -128,7 +132,7 @@ int colo_path_answer(colo_path *p, uint64_t token)
     bool may = begin(p, COLO_PATH_SECONDARY) && p->session && !p->taken_over;
 
     if (may) {
-        colo_route_mark(p, COLO_MARK_SYNC, token);
+        colo_marks_put(p, COLO_MARK_SYNC, token);
         colo_path_flush(p);
     }
     return end(p, may);
@@ -141,6 +145,7 @@ int colo_path_takeover(colo_path *p)
     if (may) {
         colo_path_drop_link(p, NULL);
         p->session = false;
+        colo_route_give_up_held(p);
         p->taken_over = true;
         p->standing = p->waiting = false;
         colo_rewriter_takeover(p->rewriter, p->now);
@@ -155,14 +160,16 @@ int colo_path_takeover(colo_path *p)
 int colo_path_gate_attach(colo_path *p, int qmp_fd)
 {
     int pair[2], error = COLO_ERR_MISUSE;
+    bool may;
 
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
         return COLO_ERR_SYSTEM;
-    if (fcntl(qmp_fd, F_SETFL, fcntl(qmp_fd, F_GETFL) | O_NONBLOCK) < 0)
+    if (fcntl(qmp_fd, F_SETFL, fcntl(qmp_fd, F_GETFL) | O_NONBLOCK) < 0) {
         error = COLO_ERR_SYSTEM;
-    else if (begin(p, COLO_PATH_SECONDARY))
-        error = colo_gate_attach(&p->gate, qmp_fd, pair[1]);
-    if (error != COLO_ERR_SYSTEM) {
+    } else {
+        may = begin(p, COLO_PATH_SECONDARY);
+        if (may)
+            error = colo_path_accepts(p) ? colo_gate_attach(&p->gate, qmp_fd, pair[1]) : COLO_ERR_LIMIT;
         if (!error)
             p->gate_watched[0] = p->gate_watched[1] = 0; /* the earlier ones left epoll when they were closed */
         colo_path_wake(p);

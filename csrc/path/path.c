@@ -15,7 +15,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "marks.h"
 #include "turn.h"
+
+enum { INJECT_MAX = 1514 + 2 * 4 }; /* two VLAN tags */
 
 int64_t colo_path_now(void)
 {
@@ -218,6 +221,14 @@ static bool fits(const struct colo_path *p, const struct colo_wire *w, int place
            w->count < COLO_PATH_QUEUES;
 }
 
+/* Its thread must be able to wait for it: no plain file, and nothing that is attached already. */
+static bool can_be_watched(const struct colo_path *p, int fd)
+{
+    struct epoll_event e = {.events = 0};
+
+    return epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, fd, &e) == 0 && epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, fd, NULL) == 0;
+}
+
 int colo_path_attach(colo_path *p, int place, int nic, int fd, int kind, int vnet_len)
 {
     struct colo_wire *w;
@@ -227,14 +238,15 @@ int colo_path_attach(colo_path *p, int place, int nic, int fd, int kind, int vne
         return COLO_ERR_SYSTEM;
     colo_path_lock(p);
     w = colo_path_wire(p, place, nic);
-    if (w && fits(p, w, place, kind, vnet_len)) {
+    if (w && fits(p, w, place, kind, vnet_len))
+        error = !colo_path_accepts(p) ? COLO_ERR_LIMIT : can_be_watched(p, fd) ? 0 : COLO_ERR_SYSTEM;
+    if (!error) {
         if (kind == COLO_WIRE_STREAM)
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* fails on UNIX sockets, which don't need it */
         w->kind = (uint8_t)kind;
         w->vnet_len = (uint8_t)vnet_len;
         w->fds[w->count++] = fd;
         colo_path_wake(p);
-        error = 0;
     }
     colo_path_unlock(p);
     return error;
@@ -248,7 +260,7 @@ int colo_path_detach(colo_path *p, int place, int nic)
     colo_path_lock(p);
     w = colo_path_wire(p, place, nic);
     if (w) {
-        colo_wire_close(w);
+        colo_path_close_wire(p, w);
         colo_path_wake(p);
         error = 0;
     }
@@ -263,7 +275,7 @@ int colo_path_inject(colo_path *p, int nic, const uint8_t *frame, size_t len)
 
     colo_path_lock(p);
     w = colo_path_wire(p, COLO_PLACE_CLIENT, nic);
-    if (w && len >= 14 && len <= 1514 && colo_wire_has_room(w, len)) {
+    if (w && w->count && len >= 14 && len <= INJECT_MAX && colo_wire_has_room(w, len + 12)) {
         error = colo_wire_send(w, (uint8_t)nic, frame, (uint32_t)len, 0) < 0 ? COLO_ERR_NOMEM : 0;
         colo_path_wake(p);
     }
@@ -283,6 +295,16 @@ size_t colo_path_neighbours(colo_path *p, struct colo_neighbour *out, size_t cap
 
 /* -------------------------------------------------------------------- the link */
 
+/* Nothing of the session before counts any more, nor does the answer to its token. */
+static void begin_anew(struct colo_path *p)
+{
+    (void)colo_link_restart(p->link);
+    colo_marks_forget(p);
+    p->token = 0;
+    p->full_since = 0;
+    p->overrun = false;
+}
+
 int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_t from)
 {
     int error = 0;
@@ -291,18 +313,13 @@ int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_
     p->now = colo_path_now();
     if (p->phase == COLO_PHASE_ENDED) {
         error = COLO_ERR_MISUSE;
-    } else if (!restart && !colo_link_can_resume(p->link, from)) {
+    } else if (!colo_path_accepts(p) || (!restart && !colo_link_can_resume(p->link, from))) {
         error = COLO_ERR_LIMIT;
     } else {
         colo_path_drop_link(p, NULL);
         if (restart) {
-            (void)colo_link_restart(p->link);
-            p->marks = p->commits = -1;
-            p->full_since = 0;
-            p->overrun = false;
+            begin_anew(p);
             colo_fifo_fini(&p->control); /* of the session that is over */
-            if (p->config.role == COLO_PATH_PRIMARY)
-                colo_fifo_fini(&p->held);
         }
         error = colo_link_connect(p->link, restart ? 0 : from, p->now);
         if (!error) {
@@ -321,10 +338,7 @@ int colo_path_link_detach(colo_path *p, bool end)
     colo_path_drop_link(p, NULL);
     if (end) {
         p->session = false;
-        (void)colo_link_restart(p->link);
-        p->marks = p->commits = -1;
-        p->full_since = 0;
-        p->overrun = false;
+        begin_anew(p);
     }
     colo_path_wake(p);
     colo_path_unlock(p);
@@ -357,7 +371,7 @@ int colo_path_control(colo_path *p, const uint8_t *data, size_t len)
     int error = COLO_ERR_MISUSE;
 
     colo_path_lock(p);
-    if (p->session && len <= p->config.link.max_record)
+    if (p->session && len && len <= p->config.link.max_record)
         error = colo_link_push(p->link, &record);
     colo_path_wake(p);
     colo_path_unlock(p);

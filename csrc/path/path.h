@@ -13,17 +13,23 @@
  *
  * After takeover the secondary's TAP and VM are joined through the rewriter, and the link is out of use.
  *
- * Epochs on the link. The secondary's VM stands still for a checkpoint: what it says before is of the old epoch, what it
- * says after of the new one, and a MARK in the stream says where the cut is. The primary counts marks and commits: OUTPUT
- * of an epoch that has not begun here waits, OUTPUT of one that is over is dropped (R3). Both count from a SYNC mark on,
- * the answer to a token of the primary's; before it all OUTPUT is dropped. The primary marks its VM's STOPs: to a
- * secondary VM that has not run yet goes what clients sent since then, and nothing older, which it would answer anew.
+ * Epochs on the link. The secondary's VM stands still for a checkpoint: what it says before is of the old epoch, what
+ * it says after of the new one, and a MARK in the stream says where the cut is. The primary counts marks and commits:
+ * OUTPUT of an epoch that has not begun here waits, OUTPUT of one that is over is dropped (R3). Both count from a SYNC
+ * mark on, the answer to a token of the primary's; before it all OUTPUT is dropped. marks.c says why that is enough.
+ * The primary marks its VM's STOPs: to a secondary VM that has not run yet goes what clients sent since then, and
+ * nothing older, which it would answer anew.
  *
  * What limits do. A frame of the primary VM is never dropped: reading stops until there is room. Frames of clients wait
- * likewise, but for a link that is full they do so for stall_timeout only: then the mirror leaves them out, and a
- * checkpoint is wanted. Frames for, or of, the secondary that find no room are dropped, and a checkpoint is wanted.
+ * likewise, but for a link that has had no room for stall_timeout they wait no longer: the mirror leaves them out until
+ * half of the link's memory is free again, and a checkpoint is wanted. (So a link that is slow, and not stuck, slows
+ * clients down to its own pace.) Frames for, or of, the secondary that find no room are dropped, and a checkpoint is
+ * wanted; so are the LEARN notices. Each has a counter. A part of the link's memory is kept for marks and control.
  *
- * Threads: all calls [any thread]; each takes the path's lock, which the thread holds while it works, for a turn at most.
+ * Events are never lost: those that may come of themselves are told once until they are read, and of each thing that is
+ * attached one more, its loss; attaching is refused while 128 lie unread.
+ *
+ * Threads: all calls [any thread]; each takes the path's lock, which the thread holds while it works, a turn at most.
  */
 #ifndef COLO_PATH_H
 #define COLO_PATH_H
@@ -86,6 +92,7 @@ enum colo_path_event_kind {
     COLO_PATH_GATE_LOST = 5, /* the QMP socket is gone */
     COLO_PATH_FATAL = 6,     /* the thread ended by itself: `error` is an errno */
     COLO_PATH_EPOCH = 7,     /* a mark came: the secondary runs its next epoch */
+    COLO_PATH_MISCOUNTED = 8, /* a mark came that no checkpoint here explains: OUTPUT is dropped, want a new token */
 };
 
 struct colo_path_event {
@@ -99,8 +106,8 @@ struct colo_path_event {
 
 struct colo_wire_counters {
     uint64_t frames_in, bytes_in;
-    uint64_t frames_out, bytes_out;
-    uint64_t refused;        /* frames that the other side would not take: the interface is down, or a frame makes no sense */
+    uint64_t frames_out, bytes_out; /* handed to the kernel, or put in line; refused ones of those included */
+    uint64_t refused;        /* that the other side would not take: it is down, or they make no sense there */
     uint64_t dropped;        /* frames of the secondary's that found no room */
     uint64_t malformed;      /* read, but too short or too long to be a frame */
     uint64_t queued_bytes;   /* now */
@@ -118,15 +125,18 @@ struct colo_path_counters {
     uint64_t mirror_left_out;/* ... that found it full */
     uint64_t reflected;      /* frames from the client side with an address of the VM's own as their sender: dropped */
     uint64_t learned;        /* notices of SYNs put into the link */
+    uint64_t learn_left_out; /* ... that found it full */
     uint64_t output;         /* frames of the secondary that came in their epoch */
+    uint64_t output_left_out;/* SECONDARY: ... that found the link full */
     uint64_t stale;          /* ... of an epoch that was over, or unknown: dropped */
+    uint64_t miscounted;     /* PRIMARY: marks that no checkpoint explained */
     uint64_t wakeups;
     uint64_t held_bytes;     /* now: of the secondary, waiting for their epoch or for the gate */
     uint64_t gate_closed;
     uint64_t events_lost;
     int64_t marks, commits;  /* since the SYNC; -1: none yet, or not accepted */
     uint8_t link_up;
-    uint8_t standing;        /* SECONDARY: between the marks of a checkpoint */
+    uint8_t standing;        /* the VM stands still: PRIMARY since drain, SECONDARY since stand */
     uint8_t taken_over;
 };
 
@@ -147,13 +157,16 @@ int colo_path_start(colo_path *p);
 int colo_path_stop(colo_path *p, int linger_ms);
 void colo_path_destroy(colo_path *p);
 
-/* Gives the path a file descriptor, which it owns from then on. MISUSE: the place is taken, or can't have that kind. */
+/*
+ * Gives the path a file descriptor, which it owns from then on. MISUSE: the place is taken, or can't have that kind;
+ * SYSTEM: not a descriptor that can be waited for; LIMIT: too many events lie unread.
+ */
 int colo_path_attach(colo_path *p, int place, int nic, int fd, int kind, int vnet_len);
 int colo_path_detach(colo_path *p, int place, int nic);
 
 /*
  * Gives it a connection whose handshake and hello are over; owned from then on, not on failure. `restart`: a new
- * session, else go on at byte `from` of ours. LIMIT: that is not kept any more.
+ * session, else go on at byte `from` of ours. LIMIT: that is not kept any more, or too many events lie unread.
  */
 int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_t from);
 /* Closes the connection; `end`: and the session with it, nothing is mirrored any more. */
@@ -166,11 +179,17 @@ int colo_path_control(colo_path *p, const uint8_t *data, size_t len);
 /* The next one: its length, 0: none. LIMIT: longer than cap. */
 long colo_path_take_control(colo_path *p, uint8_t *out, size_t cap);
 
-/* PRIMARY. Reads what the VM's sides hold and hands it to the comparator: at STOP, before colo_engine_checkpoint_stop. */
+/*
+ * PRIMARY. Reads what the VM's sides hold and hands it to the comparator: at STOP, before colo_engine_checkpoint_stop.
+ * From then until commit or stand_over what the secondary says is held: it can't be compared in this epoch any more.
+ */
 int colo_path_drain(colo_path *p);
 /* A checkpoint has committed, and the engine was told so: the secondary's next epoch is this one's. */
 int colo_path_commit(colo_path *p);
-/* OUTPUT is dropped from now on until the peer has answered `token` (not 0) by a SYNC mark, and then held until `accept`. */
+/*
+ * OUTPUT is dropped from now on until the peer has answered `token` (not 0) by a SYNC mark, and then held until
+ * `accept`. MISUSE: it was not answered, or the secondary has begun another epoch since: give a new one.
+ */
 int colo_path_sync(colo_path *p, uint64_t token);
 int colo_path_accept(colo_path *p);
 
@@ -181,13 +200,17 @@ int colo_path_accept(colo_path *p);
 int colo_path_wait(colo_path *p);
 /* The VM stands still for a checkpoint: what it says is held. */
 int colo_path_stand(colo_path *p);
-/* It goes on as the primary's copy since `resumed` (CLOCK_MONOTONIC ns): what was read before is dropped, the rewriter forgets. */
+/* It goes on as the primary's copy since `resumed` (CLOCK_MONOTONIC ns): what was read before is dropped. */
 int colo_path_epoch(colo_path *p, int64_t resumed);
-/* It goes on as it was. */
+/* It goes on as it was. PRIMARY: the checkpoint has failed. */
 int colo_path_stand_over(colo_path *p);
 /* Answers the primary's token. */
 int colo_path_answer(colo_path *p, uint64_t token);
-/* The primary is gone: the VM's frames go to the TAP, and back. */
+/*
+ * The primary is gone: the VM's frames go to the TAP, and back. What was held of it is dropped, if it is not certain
+ * that the VM that said it is still the same (a checkpoint is under way, or the gate is closed): clients will ask
+ * again.
+ */
 int colo_path_takeover(colo_path *p);
 
 /* The epoch gate of the secondary's QMP; as the engine's, which see. */
@@ -195,7 +218,7 @@ int colo_path_gate_attach(colo_path *p, int qmp_fd);
 int colo_path_gate_done(colo_path *p, uint64_t messages);
 int colo_path_gate_detach(colo_path *p);
 
-/* A frame of our own, without virtio-net header, to the client side. */
+/* A frame of our own, without virtio-net header, to the client side. MISUSE: too long, no room, or nothing is there. */
 int colo_path_inject(colo_path *p, int nic, const uint8_t *frame, size_t len);
 size_t colo_path_neighbours(colo_path *p, struct colo_neighbour *out, size_t cap);
 

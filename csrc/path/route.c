@@ -5,19 +5,18 @@
 #include <string.h>
 
 #include "load.h"
+#include "marks.h"
+#include "sendring.h"
 
 enum {
     CONTROL_BYTES = 1 << 20, /* of the peer's messages that wait for the control plane */
+    KEPT_FOR_CONTROL = 64 * 1024, /* of the link's memory, or a quarter of it, for control and marks */
     SYN = 0x02,
-    MARK_LEN = 9,            /* enum colo_mark, then a number */
 };
-
-/* What came so shortly before the primary's STOP may still wait in a socket of its VMM: better twice than never. */
-static const int64_t stop_overlap = 20 * 1000000;
 
 /* ------------------------------------------------------------------ sending */
 
-static void left_out(struct colo_path *p, enum colo_path_place place, int nic)
+void colo_route_left_out(struct colo_path *p, enum colo_path_place place, int nic)
 {
     if (p->overrun_told[place])
         return;
@@ -25,7 +24,7 @@ static void left_out(struct colo_path *p, enum colo_path_place place, int nic)
     colo_path_tell(p, COLO_PATH_OVERRUN, place, nic, 0, "");
 }
 
-static void send(struct colo_path *p, struct colo_wire *w, const struct colo_wire_frame *frame)
+void colo_route_send(struct colo_path *p, struct colo_wire *w, const struct colo_wire_frame *frame)
 {
     if (colo_wire_send(w, frame->nic, frame->data, frame->len, frame->vnet_len) < 0)
         p->error = ENOMEM;
@@ -37,11 +36,23 @@ static bool send_or_leave(struct colo_path *p, struct colo_wire *w, const struct
 {
     if (!colo_wire_has_room(w, frame->len)) {
         w->counters.dropped++;
-        left_out(p, place, frame->nic);
+        colo_route_left_out(p, place, frame->nic);
         return false;
     }
-    send(p, w, frame);
+    colo_route_send(p, w, frame);
     return true;
+}
+
+/* Bytes of the link's memory that frames may still use. */
+static uint64_t room_for_frames(const struct colo_path *p)
+{
+    const uint64_t all = p->config.link.send_bytes;
+    struct colo_link_counters n;
+    uint64_t used;
+
+    colo_link_counters_of(p->link, &n);
+    used = n.queued_bytes + (all / 4 < KEPT_FOR_CONTROL ? all / 4 : KEPT_FOR_CONTROL);
+    return used < all ? all - used : 0;
 }
 
 static bool push(struct colo_path *p, enum colo_link_type type, const struct colo_wire_frame *frame)
@@ -51,19 +62,24 @@ static bool push(struct colo_path *p, enum colo_link_type type, const struct col
                                       .vnet_len = frame->vnet_len,
                                       .len = frame->len,
                                       .data = frame->data};
-    int error = colo_link_push(p->link, &record);
+    const bool pushed =
+        room_for_frames(p) >= COLO_RECORD_HEAD + (uint64_t)frame->len && colo_link_push(p->link, &record) == 0;
 
-    if (error == COLO_ERR_NOMEM)
-        p->error = ENOMEM;
-    if (error)
-        left_out(p, COLO_PLACE_LINK, frame->nic);
-    return !error;
+    if (!pushed)
+        colo_route_left_out(p, COLO_PLACE_LINK, frame->nic);
+    return pushed;
 }
 
-/* Whether the link has room for a frame; how long it has had none is told by full_since. */
+/*
+ * Whether the link has room for a frame; how long it has had none is told by full_since. Once frames were left out the
+ * secondary needs a checkpoint anyway: the mirror begins again only when half is free, or clients would have to wait
+ * for stall_timeout again as soon as one frame had found room.
+ */
 static bool link_has_room(struct colo_path *p)
 {
-    if (colo_link_room(p->link) >= p->config.max_frame) {
+    const uint64_t room = room_for_frames(p), frame = COLO_RECORD_HEAD + (uint64_t)p->config.max_frame;
+
+    if (room >= frame && (!p->overrun || room >= p->config.link.send_bytes / 2)) {
         p->full_since = 0;
         p->overrun = false;
         return true;
@@ -86,7 +102,7 @@ static void mirror(struct colo_path *p, const struct colo_wire_frame *frame)
 {
     if (p->overrun && !link_has_room(p)) {
         p->counters.mirror_left_out++;
-        left_out(p, COLO_PLACE_LINK, frame->nic);
+        colo_route_left_out(p, COLO_PLACE_LINK, frame->nic);
         return;
     }
     if (push(p, COLO_LINK_MIRROR, frame))
@@ -107,12 +123,12 @@ void colo_route_from_client(void *ctx, const struct colo_wire_frame *frame)
 {
     struct colo_path *p = ctx;
 
-    if (colo_neighbours_is_own(p->neighbours, frame->nic, frame->data + frame->vnet_len + 6)) {
+    if (colo_neighbours_is_own(p->neighbours, frame->nic, frame->data + frame->vnet_len + 6, p->now)) {
         p->counters.reflected++;
         return;
     }
     if (p->config.role == COLO_PATH_PRIMARY) {
-        send(p, &p->vm[frame->nic], frame);
+        colo_route_send(p, &p->vm[frame->nic], frame);
         if (p->session)
             mirror(p, frame);
     } else if (p->taken_over) {
@@ -122,8 +138,8 @@ void colo_route_from_client(void *ctx, const struct colo_wire_frame *frame)
 
 bool colo_route_may_read_client(struct colo_path *p, int nic)
 {
-    if (p->config.role == COLO_PATH_SECONDARY)
-        return true;
+    if (p->config.role == COLO_PATH_SECONDARY && !p->taken_over)
+        return true; /* and throw it away */
     if (!colo_wire_has_room(&p->vm[nic], p->config.max_frame))
         return false;
     /* Without a connection the link fills once, and from then on the mirror leaves out. */
@@ -132,50 +148,19 @@ bool colo_route_may_read_client(struct colo_path *p, int nic)
 
 /* --------------------------------------------------------------- from the VM */
 
-/* false: there was no room. */
-static bool hold(struct colo_path *p, struct colo_fifo *where, enum colo_link_type type,
-                 const struct colo_wire_frame *frame)
+/* The secondary's, until they may go on. What finds no room is left out. */
+void colo_route_hold(struct colo_path *p, struct colo_fifo *where, enum colo_link_type type,
+                     const struct colo_wire_frame *frame)
 {
-    struct colo_held head = {.time = p->now,
-                             .epoch = p->marks,
-                             .len = frame->len,
-                             .nic = frame->nic,
-                             .vnet_len = frame->vnet_len,
-                             .type = (uint8_t)type};
-    uint8_t *room;
+    const struct colo_held head = {.time = p->now, .epoch = p->marks, .type = (uint8_t)type};
+    int error = colo_held_put(where, &head, frame);
 
-    if (!colo_fifo_has_room(where, sizeof head + frame->len)) {
-        p->vm[frame->nic].counters.dropped++;
-        left_out(p, COLO_PLACE_VM, frame->nic);
-        return false;
-    }
-    room = colo_fifo_room(where, sizeof head + frame->len);
-    if (!room) {
+    if (error == COLO_ERR_NOMEM)
         p->error = ENOMEM;
-        return false;
-    }
-    memcpy(room, &head, sizeof head);
-    memcpy(room + sizeof head, frame->data, frame->len);
-    colo_fifo_put(where, sizeof head + frame->len);
-    return true;
-}
-
-/* The first that is held; false: none is. */
-static bool first_held(struct colo_fifo *where, struct colo_held *head, struct colo_wire_frame *frame)
-{
-    if (!colo_fifo_len(where))
-        return false;
-    memcpy(head, colo_fifo_front(where), sizeof *head);
-    *frame = (struct colo_wire_frame){.data = where->data + where->from + sizeof *head,
-                                      .len = head->len,
-                                      .vnet_len = head->vnet_len,
-                                      .nic = head->nic};
-    return true;
-}
-
-static void let_go(struct colo_fifo *where, const struct colo_held *head)
-{
-    colo_fifo_take(where, sizeof *head + head->len);
+    if (!error)
+        return;
+    p->vm[frame->nic].counters.dropped++;
+    colo_route_left_out(p, COLO_PLACE_VM, frame->nic);
 }
 
 /* The secondary VM's frame, of the epoch that its rewriter is in. */
@@ -185,22 +170,25 @@ static void translate_out(struct colo_path *p, const struct colo_wire_frame *fra
         COLO_REWRITE_DROP)
         return;
     if (p->taken_over)
-        send(p, &p->client[frame->nic], frame);
+        colo_route_send(p, &p->client[frame->nic], frame);
     else if (p->session && push(p, COLO_LINK_OUTPUT, frame))
         p->counters.output++;
+    else if (p->session)
+        p->counters.output_left_out++;
 }
 
 void colo_route_from_vm(void *ctx, const struct colo_wire_frame *frame)
 {
     struct colo_path *p = ctx;
 
-    colo_neighbours_learn(p->neighbours, frame->nic, frame->data + frame->vnet_len, frame->len - frame->vnet_len);
+    colo_neighbours_learn(p->neighbours, frame->nic, frame->data + frame->vnet_len, frame->len - frame->vnet_len,
+                          p->now);
     if (p->config.role == COLO_PATH_PRIMARY)
-        send(p, &p->comparator[0], frame);
+        colo_route_send(p, &p->comparator[0], frame);
     else if (p->taken_over)
         translate_out(p, frame);
     else
-        (void)hold(p, &p->held, COLO_LINK_OUTPUT, frame);
+        colo_route_hold(p, &p->held, COLO_LINK_OUTPUT, frame);
 }
 
 bool colo_route_may_read_vm(const struct colo_path *p, int nic)
@@ -254,9 +242,13 @@ void colo_route_released(void *ctx, const struct colo_wire_frame *frame)
         p->comparator[2].counters.malformed++;
         return;
     }
-    if (p->session && has_syn(frame) && push(p, COLO_LINK_LEARN, frame))
-        p->counters.learned++;
-    send(p, &p->client[frame->nic], frame);
+    if (p->session && has_syn(frame)) {
+        if (push(p, COLO_LINK_LEARN, frame))
+            p->counters.learned++;
+        else /* the rewriter's fallback is left, and the checkpoint that is wanted now */
+            p->counters.learn_left_out++;
+    }
+    colo_route_send(p, &p->client[frame->nic], frame);
 }
 
 bool colo_route_may_read_released(const struct colo_path *p)
@@ -273,41 +265,7 @@ void colo_route_nothing(void *ctx, const struct colo_wire_frame *frame)
     (void)frame;
 }
 
-/* -------------------------------------------------------------------- epochs */
-
-void colo_route_mark(struct colo_path *p, enum colo_mark kind, uint64_t value)
-{
-    uint8_t data[MARK_LEN];
-    struct colo_link_record record = {.type = COLO_LINK_MARK, .len = sizeof data, .data = data};
-
-    data[0] = (uint8_t)kind;
-    colo_store32(data + 1, (uint32_t)(value >> 32));
-    colo_store32(data + 5, (uint32_t)value);
-    /* A mark that is missing is found by the primary: its next commit has none, and it gives a new token. */
-    if (colo_link_push(p->link, &record) < 0)
-        left_out(p, COLO_PLACE_LINK, 0);
-}
-
-/* PRIMARY: a frame of the secondary's whose epoch is the present one. */
-static void compare(struct colo_path *p, const struct colo_wire_frame *frame)
-{
-    if (send_or_leave(p, &p->comparator[1], frame, COLO_PLACE_SECONDARY_IN))
-        p->counters.output++;
-}
-
-static void held_of_primary(struct colo_path *p)
-{
-    struct colo_wire_frame frame;
-    struct colo_held head;
-
-    while (first_held(&p->held, &head, &frame) && head.epoch <= p->commits) {
-        if (head.epoch < p->commits)
-            p->counters.stale++;
-        else
-            compare(p, &frame);
-        let_go(&p->held, &head);
-    }
-}
+/* ---------------------------------------------------------------- what is held */
 
 /* SECONDARY: what the VM reads and says now is of the epoch that the rewriter is in. */
 static bool vm_is_settled(const struct colo_path *p)
@@ -329,14 +287,14 @@ void colo_route_held(struct colo_path *p)
     struct colo_held head;
 
     if (p->config.role == COLO_PATH_PRIMARY) {
-        held_of_primary(p);
+        colo_marks_held(p);
         return;
     }
     if (!vm_is_settled(p))
         return;
-    for (; first_held(&p->inbound, &head, &frame); let_go(&p->inbound, &head))
+    for (; colo_held_first(&p->inbound, &head, &frame); colo_held_let_go(&p->inbound, &head))
         to_vm(p, head.type, &frame);
-    for (; first_held(&p->held, &head, &frame); let_go(&p->held, &head))
+    for (; colo_held_first(&p->held, &head, &frame); colo_held_let_go(&p->held, &head))
         translate_out(p, &frame);
 }
 
@@ -345,9 +303,9 @@ void colo_route_forget(struct colo_path *p, int64_t before)
     struct colo_wire_frame frame;
     struct colo_held head;
 
-    while (first_held(&p->held, &head, &frame) && head.time < before) {
+    while (colo_held_first(&p->held, &head, &frame) && head.time < before) {
         p->counters.stale++;
-        let_go(&p->held, &head);
+        colo_held_let_go(&p->held, &head);
     }
 }
 
@@ -356,8 +314,8 @@ void colo_route_forget_inbound(struct colo_path *p, int64_t before)
     struct colo_wire_frame frame;
     struct colo_held head;
 
-    while (first_held(&p->inbound, &head, &frame) && head.time < before)
-        let_go(&p->inbound, &head);
+    while (colo_held_first(&p->inbound, &head, &frame) && head.time < before)
+        colo_held_let_go(&p->inbound, &head);
 }
 
 /* For a VM that waits the newest count: the oldest make room. */
@@ -367,50 +325,15 @@ static void hold_inbound(struct colo_path *p, enum colo_link_type type, const st
     struct colo_held head;
 
     while (p->waiting && !colo_fifo_has_room(&p->inbound, sizeof head + frame->len) &&
-           first_held(&p->inbound, &head, &oldest))
-        let_go(&p->inbound, &head);
-    (void)hold(p, &p->inbound, type, frame);
+           colo_held_first(&p->inbound, &head, &oldest))
+        colo_held_let_go(&p->inbound, &head);
+    colo_route_hold(p, &p->inbound, type, frame);
 }
 
-/* PRIMARY */
-static void take_output(struct colo_path *p, const struct colo_wire_frame *frame)
+void colo_route_give_up_held(struct colo_path *p)
 {
-    if (p->marks < 0 || p->marks < p->commits)
-        p->counters.stale++;
-    else if (p->marks == p->commits && !colo_fifo_len(&p->held))
-        compare(p, frame);
-    else
-        (void)hold(p, &p->held, COLO_LINK_OUTPUT, frame);
-}
-
-static bool take_mark(struct colo_path *p, const struct colo_link_record *record, const char **why)
-{
-    uint64_t value;
-
-    if (record->len != MARK_LEN || record->data[0] > COLO_MARK_PRIMARY_STOP ||
-        (p->config.role == COLO_PATH_PRIMARY) == (record->data[0] == COLO_MARK_PRIMARY_STOP)) {
-        *why = "a mark that makes no sense";
-        return false;
-    }
-    if (record->data[0] == COLO_MARK_PRIMARY_STOP) {
-        if (p->waiting)
-            colo_route_forget_inbound(p, p->now - stop_overlap);
-        return true;
-    }
-    value = (uint64_t)colo_load32(record->data + 1) << 32 | colo_load32(record->data + 5);
-    if (record->data[0] == COLO_MARK_SYNC) {
-        if (!p->token || value != p->token) /* of an earlier question */
-            return true;
-        p->token = 0;
-        p->marks = 0;
-        p->commits = -1;
-        colo_path_tell(p, COLO_PATH_SYNCED, COLO_PLACE_LINK, 0, 0, "");
-    } else if (p->marks >= 0) {
-        p->marks++;
-        colo_path_tell(p, COLO_PATH_EPOCH, COLO_PLACE_LINK, 0, 0, "");
-        colo_route_held(p);
-    }
-    return true;
+    if (!vm_is_settled(p))
+        colo_route_forget(p, INT64_MAX);
 }
 
 /* ------------------------------------------------------------- from the link */
@@ -419,6 +342,10 @@ static bool take_control(struct colo_path *p, const struct colo_link_record *rec
 {
     uint8_t *room;
 
+    if (!record->len) {
+        *why = "an empty message for the control plane";
+        return false;
+    }
     if (colo_fifo_len(&p->control) + record->len + 4 > CONTROL_BYTES) {
         *why = "more messages for the control plane than it can read";
         return false;
@@ -448,18 +375,20 @@ bool colo_route_record(struct colo_path *p, const struct colo_link_record *recor
     case COLO_LINK_CONTROL:
         return take_control(p, record, why);
     case COLO_LINK_MARK:
-        return take_mark(p, record, why);
+        return colo_marks_take(p, record, why);
     case COLO_LINK_OUTPUT:
     case COLO_LINK_MIRROR:
     case COLO_LINK_LEARN:
         if (primary != (record->type == COLO_LINK_OUTPUT))
             break;
-        if (record->nic >= p->config.nics || record->len < record->vnet_len + 14u) {
-            *why = "a frame of no NIC, or too short to be one";
+        /* Longer ones fit the link, but the comparator would take them for the end of all sense. */
+        if (record->nic >= p->config.nics || record->len < record->vnet_len + 14u ||
+            record->len > p->config.max_frame) {
+            *why = "a frame of no NIC, or too short or too long to be one";
             return false;
         }
         if (primary)
-            take_output(p, &frame);
+            colo_marks_output(p, &frame);
         else if (p->taken_over)
             p->counters.stale++;
         else if (vm_is_settled(p) && !colo_fifo_len(&p->inbound))

@@ -6,21 +6,16 @@
 #include <pthread.h>
 
 #include "gate.h"
+#include "held.h"
 #include "neighbours.h"
 #include "path.h"
 #include "wire.h"
 
-enum { COLO_PATH_EVENTS = 256 };
-
-/* Before each frame that waits for its epoch, or for the gate. */
-struct colo_held {
-    int64_t time;    /* read at */
-    int64_t epoch;   /* PRIMARY: the marks that had come */
-    uint32_t len;
-    uint8_t nic;
-    uint8_t vnet_len;
-    uint8_t type;    /* enum colo_link_type */
-};
+/*
+ * Twelve events at most lie there that may come of themselves (tell.c), and one for each of 37 things that are attached
+ * at a time: from COLO_PATH_EVENTS_FEW on nothing more can be attached, so the ring never overflows.
+ */
+enum { COLO_PATH_EVENTS = 256, COLO_PATH_EVENTS_FEW = 128 };
 
 enum colo_path_phase {
     COLO_PHASE_NEW,
@@ -54,19 +49,20 @@ struct colo_path {
     bool transport_blocked;    /* it wants to be writable */
     uint32_t transport_watched;
     uint32_t gate_watched[2];  /* QMP, and the near end */
-    struct colo_fifo control;  /* messages of the peer for the control plane: 4 bytes of length, host order, then the text */
+    struct colo_fifo control;  /* messages for the control plane: 4 bytes of length, host order, then the text */
     int64_t full_since;      /* the link has had no room for a frame since then, 0: it has */
     bool overrun;            /* ... and what it should carry is left out, until it has room again */
     bool overrun_told[COLO_PLACE_COUNT]; /* in this epoch */
 
     struct colo_fifo held;    /* of the secondary VM: PRIMARY until its epoch begins, SECONDARY until the gate opens */
-    struct colo_fifo inbound; /* SECONDARY: for the VM, and notices, while it stands still: its numbers will be others */
+    struct colo_fifo inbound; /* SECONDARY: for the VM, and notices, while it stands: its numbers will be others */
     struct colo_gate gate;    /* SECONDARY */
     int64_t marks;           /* SYNC: 0; -1: none */
     int64_t commits;
     uint64_t token;          /* that a SYNC must bring, 0: any is too late */
-    bool standing;           /* SECONDARY: the VM stands still for a checkpoint */
-    bool waiting;            /* ... for its first: what clients sent before it comes with the primary's state */
+    bool hurry;              /* something was read for which there is room now */
+    bool standing;           /* the VM stands still, for a checkpoint perhaps */
+    bool waiting;            /* SECONDARY: ... for its first: what clients sent before it comes with the primary's state */
     bool taken_over;
     uint64_t flows_refused;  /* of the rewriter's, told already */
 
@@ -78,13 +74,15 @@ struct colo_path {
 
 int64_t colo_path_now(void);
 /*
- * A busy thread lets go of the lock for one system call and would have it again before anybody whom it woke could take it.
- * Whoever wants it stands in the door meanwhile, where the thread has to wait behind him.
+ * A busy thread lets go of the lock for one system call and would have it again before anybody whom it woke could take
+ * it. Whoever wants it stands in the door meanwhile, where the thread has to wait behind him.
  */
 void colo_path_lock(struct colo_path *p);
 void colo_path_unlock(struct colo_path *p);
 void colo_path_tell(struct colo_path *p, enum colo_path_event_kind kind, enum colo_path_place place, int nic, int error,
                     const char *text);
+/* Whether there is room for the events of one thing more. */
+bool colo_path_accepts(const struct colo_path *p);
 struct colo_wire *colo_path_wire(struct colo_path *p, int place, int nic);
 
 #endif

@@ -5,17 +5,29 @@
 
 #include "state.h"
 
+/* Those that may come again and again of themselves: one that waits is enough, of OVERRUN one for each place. */
+static bool waits_already(const struct colo_path *p, enum colo_path_event_kind kind, enum colo_path_place place)
+{
+    if (kind == COLO_PATH_LOST || kind == COLO_PATH_GATE_LOST || kind == COLO_PATH_FATAL)
+        return false; /* one for each thing that was attached, and for the thread */
+    for (size_t i = 0; i < p->event_count; i++) {
+        const struct colo_path_event *e = &p->events[(p->first_event + i) % COLO_PATH_EVENTS];
+
+        if (e->kind == kind && e->place == place)
+            return true;
+    }
+    return false;
+}
+
 void colo_path_tell(struct colo_path *p, enum colo_path_event_kind kind, enum colo_path_place place, int nic, int error,
                     const char *text)
 {
     struct colo_path_event *e;
     uint64_t one = 1;
 
-    if (kind == COLO_PATH_CONTROL || kind == COLO_PATH_FLOWS || kind == COLO_PATH_EPOCH) /* one that waits is enough */
-        for (size_t i = 0; i < p->event_count; i++)
-            if (p->events[(p->first_event + i) % COLO_PATH_EVENTS].kind == kind)
-                return;
-    if (p->event_count == COLO_PATH_EVENTS) {
+    if (waits_already(p, kind, place))
+        return;
+    if (p->event_count == COLO_PATH_EVENTS) { /* can't be, see state.h */
         p->counters.events_lost++;
         return;
     }
@@ -29,6 +41,11 @@ void colo_path_tell(struct colo_path *p, enum colo_path_event_kind kind, enum co
     if (write(p->event_fd, &one, sizeof one) < 0) {
         /* It is readable already. */
     }
+}
+
+bool colo_path_accepts(const struct colo_path *p)
+{
+    return p->event_count < COLO_PATH_EVENTS_FEW;
 }
 
 int colo_path_event_fd(const colo_path *p)

@@ -36,15 +36,20 @@ void colo_path_wake(struct colo_path *p)
 
 void colo_path_drop_link(struct colo_path *p, const char *why)
 {
+    char text[sizeof ((struct colo_path_event *)0)->text];
+
     if (!p->transport)
         return;
+    snprintf(text, sizeof text, "%s", why ? why : ""); /* it may be the transport's own */
     colo_link_disconnect(p->link);
-    colo_transport_destroy(p->transport); /* its socket leaves epoll with it */
+    if (p->transport_watched)
+        epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, colo_transport_fd(p->transport), NULL);
+    colo_transport_destroy(p->transport);
     p->transport = NULL;
     p->transport_blocked = false;
     p->transport_watched = 0;
     if (why)
-        colo_path_tell(p, COLO_PATH_LOST, COLO_PLACE_LINK, 0, 0, why);
+        colo_path_tell(p, COLO_PATH_LOST, COLO_PLACE_LINK, 0, 0, text);
 }
 
 static bool take_records(struct colo_path *p)
@@ -113,18 +118,47 @@ static void write_link(struct colo_path *p)
 
 /* ------------------------------------------------------------------- the wires */
 
+/*
+ * By hand, for closing alone leaves it in epoll as long as somebody else holds the same file open, a duplicate of a
+ * TAP's descriptor for one; and then epoll tells of its end without end.
+ */
+void colo_path_close_wire(struct colo_path *p, struct colo_wire *w)
+{
+    for (int i = 0; i < w->count; i++)
+        if (w->watched[i])
+            epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, w->fds[i], NULL);
+    colo_wire_close(w);
+}
+
 static void lose(struct colo_path *p, struct colo_wire *w, enum colo_path_place place, int error)
 {
-    colo_wire_close(w);
+    colo_path_close_wire(p, w);
     colo_path_tell(p, COLO_PATH_LOST, place, w->nic, error, "");
 }
 
-static void read_wire(struct colo_path *p, struct colo_wire *w, enum colo_path_place place, colo_wire_sink *sink)
+static void read_wire(struct colo_path *p, struct colo_wire *w, enum colo_path_place place, colo_wire_sink *sink,
+                      colo_wire_more *more)
 {
     int error = 0;
 
-    if (w->count && colo_wire_read(w, sink, p, &error) != COLO_WIRE_OK)
+    if (w->count && colo_wire_read(w, sink, more, p, &error) != COLO_WIRE_OK)
         lose(p, w, place, error);
+}
+
+static bool room_for_client(void *ctx, int nic)
+{
+    return colo_route_may_read_client(ctx, nic);
+}
+
+static bool room_for_vm(void *ctx, int nic)
+{
+    return colo_route_may_read_vm(ctx, nic);
+}
+
+static bool room_for_released(void *ctx, int nic)
+{
+    (void)nic;
+    return colo_route_may_read_released(ctx);
 }
 
 static void look_at_gate(struct colo_path *p)
@@ -162,13 +196,17 @@ void colo_path_flush(struct colo_path *p)
 
 void colo_path_drain_vm(struct colo_path *p)
 {
+    if (p->config.role == COLO_PATH_PRIMARY) {
+        flush_wire(p, &p->comparator[0], COLO_PLACE_PRIMARY_IN);
+        flush_wire(p, &p->comparator[1], COLO_PLACE_SECONDARY_IN);
+    }
     for (int nic = 0; nic < p->config.nics; nic++) {
         struct colo_wire *w = &p->vm[nic];
 
         for (int reads = 0; reads < DRAIN_READS && w->count && colo_route_may_read_vm(p, nic); reads++) {
-            uint64_t before = w->counters.bytes_in;
+            const uint64_t before = w->counters.bytes_in;
 
-            read_wire(p, w, COLO_PLACE_VM, colo_route_from_vm);
+            read_wire(p, w, COLO_PLACE_VM, colo_route_from_vm, room_for_vm);
             if (w->counters.bytes_in == before)
                 break;
             flush_wire(p, &p->comparator[0], COLO_PLACE_PRIMARY_IN);
@@ -202,6 +240,7 @@ static void arm_wire(struct colo_path *p, struct colo_wire *w, int place, bool m
     if (w->count && !may_read && !w->paused)
         w->counters.pauses++;
     w->paused = !may_read;
+    p->hurry |= may_read && w->waits;
     for (int i = 0; i < w->count; i++)
         watch(p, w->fds[i], tag(place, w->nic, i), &w->watched[i],
               (may_read ? (uint32_t)EPOLLIN : 0) | (w->blocked && !i ? (uint32_t)EPOLLOUT : 0));
@@ -210,6 +249,8 @@ static void arm_wire(struct colo_path *p, struct colo_wire *w, int place, bool m
 static void arm(struct colo_path *p)
 {
     const bool reading = p->phase == COLO_PHASE_RUNNING;
+
+    p->hurry = false;
 
     for (int nic = 0; nic < p->config.nics; nic++) {
         arm_wire(p, &p->client[nic], COLO_PLACE_CLIENT, reading && colo_route_may_read_client(p, nic));
@@ -229,7 +270,7 @@ static int timeout_ms(const struct colo_path *p, bool again)
 {
     int64_t due = colo_link_deadline(p->link), left;
 
-    if (again)
+    if (again || p->hurry)
         return 0;
     if (!p->transport)
         due = INT64_MAX;
@@ -277,20 +318,21 @@ static bool turn(struct colo_path *p, const struct ready *ready)
     if (p->transport && (ready->link || colo_transport_pending(p->transport)))
         again = read_link(p);
     for (int nic = 0; nic < p->config.nics; nic++)
-        if (ready->vm[nic] && colo_route_may_read_vm(p, nic))
-            read_wire(p, &p->vm[nic], COLO_PLACE_VM, colo_route_from_vm);
+        if ((ready->vm[nic] || p->vm[nic].waits) && colo_route_may_read_vm(p, nic))
+            read_wire(p, &p->vm[nic], COLO_PLACE_VM, colo_route_from_vm, room_for_vm);
     look_at_gate(p);
     if (gate_was_open && !colo_gate_is_open(&p->gate))
         p->counters.gate_closed++;
     colo_route_held(p);
-    if (ready->comparator[2] && colo_route_may_read_released(p))
-        read_wire(p, &p->comparator[2], COLO_PLACE_OUTDEV, colo_route_released);
+    if ((ready->comparator[2] || p->comparator[2].waits) && colo_route_may_read_released(p))
+        read_wire(p, &p->comparator[2], COLO_PLACE_OUTDEV, colo_route_released, room_for_released);
     for (int i = 0; i < 2; i++)
         if (ready->comparator[i])
-            read_wire(p, &p->comparator[i], (enum colo_path_place)(COLO_PLACE_PRIMARY_IN + i), colo_route_nothing);
+            read_wire(p, &p->comparator[i], (enum colo_path_place)(COLO_PLACE_PRIMARY_IN + i), colo_route_nothing,
+                      NULL);
     for (int nic = 0; nic < p->config.nics; nic++)
-        if (ready->client[nic] && colo_route_may_read_client(p, nic))
-            read_wire(p, &p->client[nic], COLO_PLACE_CLIENT, colo_route_from_client);
+        if ((ready->client[nic] || p->client[nic].waits) && colo_route_may_read_client(p, nic))
+            read_wire(p, &p->client[nic], COLO_PLACE_CLIENT, colo_route_from_client, room_for_client);
     if (p->transport && colo_link_tick(p->link, p->now))
         colo_path_drop_link(p, "it has been silent too long");
     colo_path_flush(p);
@@ -311,18 +353,21 @@ static bool nothing_waits(const struct colo_path *p)
     return true;
 }
 
-static bool over(struct colo_path *p)
+/* @quiet: all that the comparator had released when the end was asked for is here. */
+static bool over(struct colo_path *p, bool quiet)
 {
-    return p->error || (p->phase == COLO_PHASE_ENDING && (nothing_waits(p) || p->now >= p->end_by));
+    return p->error || (p->phase == COLO_PHASE_ENDING && ((quiet && nothing_waits(p)) || p->now >= p->end_by));
 }
 
 void colo_path_run(struct colo_path *p)
 {
+    const struct colo_wire *released = &p->comparator[2];
     struct epoll_event events[EVENTS];
-    bool again = false;
+    bool again = false, quiet = false;
 
     colo_path_lock(p);
-    while (!over(p)) {
+    while (!over(p, quiet)) {
+        const uint64_t before = released->counters.bytes_in;
         struct ready ready = {0};
         int n, wait;
         uint64_t count;
@@ -341,7 +386,11 @@ void colo_path_run(struct colo_path *p)
                 note(&ready, events[i].data.u64);
         p->now = colo_path_now();
         p->counters.wakeups++;
+        if (p->phase == COLO_PHASE_ENDING && released->count)
+            ready.comparator[2] = true; /* it was not asked for while there was no room */
         again = turn(p, &ready);
+        quiet = p->phase == COLO_PHASE_ENDING && released->counters.bytes_in == before && !released->waits;
+        again |= p->phase == COLO_PHASE_ENDING && released->counters.bytes_in != before;
     }
     if (p->error)
         colo_path_tell(p, COLO_PATH_FATAL, COLO_PLACE_COUNT, 0, p->error, "");
