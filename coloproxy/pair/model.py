@@ -22,6 +22,7 @@ from coloproxy._native import ffi, lib
 from coloproxy.address import Address
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
 from coloproxy.config import ComparatorOptions
+from coloproxy.path.path import NICS_MAX, QUEUES_MAX
 from coloproxy.recording import RecordOptions, RingOptions
 
 from .units import (
@@ -53,10 +54,6 @@ Problem = tuple[tuple[str | int, ...], str]
 """Where, from the model on, and what is wrong."""
 
 RUNTIME_DIRECTORY: Final = Path("/run/coloproxy")
-NICS_MAX: Final = int(lib.COLO_PATH_NICS)
-QUEUES_MAX: Final = int(lib.COLO_PATH_QUEUES)
-"""What the data path has room for."""
-
 VM_PLACE: Final = "{vm}"
 """In a recording's path: the name of the VM."""
 

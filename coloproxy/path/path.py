@@ -22,7 +22,22 @@ from coloproxy import errors
 from ._native import check, ffi, lib
 from .tls import Transport
 
-__all__ = ["EventKind", "Neighbour", "Path", "PathEvent", "Place", "Role", "WireKind"]
+__all__ = [
+    "NICS_MAX",
+    "QUEUES_MAX",
+    "EventKind",
+    "Neighbour",
+    "Path",
+    "PathEvent",
+    "Place",
+    "Role",
+    "WireKind",
+]
+
+NICS_MAX: Final = int(lib.COLO_PATH_NICS)
+"""Of one VM."""
+QUEUES_MAX: Final = int(lib.COLO_PATH_QUEUES)
+"""Of one TAP."""
 
 _BATCH: Final = 64
 _CONTROL_MAX: Final = 64 * 1024
