@@ -101,6 +101,7 @@ class QmpGuide:
         self._timer: asyncio.TimerHandle | None = None
         self._committing: deque[list[Report]] = deque()  # reports that wait for their Committed, oldest commit first
         self._ending = False
+        self.stopped_at = 0  # the last STOP, by QEMU's own clock as far as it told it; CLOCK_MONOTONIC ns
         self.link = QmpLink(address, self, gate=self, deadline_s=timing.deadline * timing.patience / 1e9)
 
     # ---------------------------------------------------------------- Guide
@@ -145,6 +146,8 @@ class QmpGuide:
         self._on_up()
 
     def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
+        if name == "STOP":
+            self.stopped_at = now if at is None else min(at, now)
         self._perform(self._controller.on_event(name, data, at, now))
 
     def qmp_lost(self, reason: str) -> None:

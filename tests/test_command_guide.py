@@ -588,17 +588,19 @@ async def test_hooks_fail_and_hang(tmp_path: Path, hasty: None, fails: bool) -> 
 
 
 async def test_assume_equal(tmp_path: Path) -> None:
-    """Compared from the first frame on, without a run of the program."""
+    """Compared from the moment on when the secondary is there, without a run of the program."""
     async with rig(tmp_path, initial="assume-equal") as r:
         r.attach(Port.PRIMARY_IN, Port.OUTDEV)
-        r.send(Port.PRIMARY_IN, "first")
-        await r.fed(1, 0)
-        assert r.silent()
+        r.send(Port.PRIMARY_IN, "alone")
+        assert await r.receive() == "alone"
         r.attach(Port.SECONDARY_IN)
+        await r.report(reports.Protected)
+        r.send(Port.PRIMARY_IN, "first")
+        await r.fed(2, 0)
+        assert r.silent()
         r.send(Port.SECONDARY_IN, "first")
         assert await r.receive() == "first"
         assert r.log() == []
-        await r.report(reports.Protected)
 
 
 async def test_a_new_engine_begins_anew(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from coloproxy.errors import MisuseError
 from coloproxy.events import Cause, CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit
 from coloproxy.journal import Journal, event_fields, printable, rfc3339
 from coloproxy.lines import LineWriter
+from coloproxy.run import told
 from coloproxy.stats import HEADER, HEADER_EVERY, Snapshot, Stats, line, rate
 from coloproxy.voice import divergence_line
 
@@ -162,6 +163,18 @@ ALL_REPORTS = [
     reports.Unanswered("no STOP", 3_000_000_000, 4),
     reports.QemuEvent("RESET", ""),
     reports.Trouble("text"),
+    reports.ResumeFailed("it exited with 1", 2),
+    told.LinkUp("192.0.2.2:9810", "TLSv1.3", "0123456789abcdef", True),
+    told.LinkLost("closed"),
+    told.VmConnected("nic0", "unix:/x"),
+    told.WireLost("nic0", "TAP x", "gone"),
+    told.LeftOut("the link"),
+    told.Synced(),
+    told.Epoch(3, None),
+    told.TookOver("why", 2),
+    told.WentAlone("why"),
+    told.StoodDown(),
+    told.PeerSays("hello"),
 ]
 
 
@@ -185,7 +198,8 @@ def test_no_field_hides_the_journals_own(report: reports.Report, tmp_path: Path)
 
 def test_every_kind_of_report_is_in_that_list() -> None:
     # by name: slots make dataclass() build a second class of each
-    assert {kind.name for kind in reports.Report.__subclasses__()} == {report.name for report in ALL_REPORTS}
+    kinds = [*reports.Report.__subclasses__(), *told.Report.__subclasses__()]
+    assert {kind.name for kind in kinds} == {report.name for report in ALL_REPORTS}
 
 
 def test_a_file_that_cant_be_opened() -> None:

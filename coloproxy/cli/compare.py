@@ -141,8 +141,8 @@ def compare(
         typer.Option(
             "--assume-equal",
             rich_help_panel=CHECKPOINTS,
-            help="With --checkpoint-command: both VMs are equal now, so comparing begins at once. Without it output "
-            "passes until a first checkpoint, when the secondary has connected.",
+            help="With --checkpoint-command: both VMs are equal when the secondary first connects, and are compared "
+            "from then on. Without it output passes until a first checkpoint, when the secondary has connected.",
         ),
     ] = False,
     vnet_hdr_support: Annotated[

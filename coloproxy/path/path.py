@@ -263,8 +263,8 @@ class Path:
 
     # ---------------------------------------------------------------- epochs
 
-    def drain(self) -> None:
-        check(lib.colo_path_drain(self._handle), "Path.drain")
+    def drain(self, stopped_ns: int) -> None:
+        check(lib.colo_path_drain(self._handle, stopped_ns), "Path.drain")
 
     def commit(self) -> None:
         check(lib.colo_path_commit(self._handle), "Path.commit")

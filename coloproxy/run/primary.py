@@ -54,7 +54,7 @@ class _Epochs:
     def checkpoint_stop(self) -> None:
         self.stops += 1
         self.standing = True
-        self._owner.path.drain()
+        self._owner.path.drain(self._owner.stopped_at())
         self._engine.checkpoint_stop()
 
     def checkpoint_commit(self, resumed_ns: int) -> None:
@@ -72,6 +72,7 @@ class _Epochs:
     def alone(self) -> None:
         self.standing = False
         self._engine.alone()
+        self._owner.path.stand_over()
 
     def gate_attach(self, sock: socket.socket) -> socket.socket:
         return self._engine.gate_attach(sock)
@@ -293,6 +294,10 @@ class PrimaryVm(RunningVm):
         self._synced = True
         self.tell(told.Synced())
 
+    def stopped_at(self) -> int:
+        """Since when the VM stands still, CLOCK_MONOTONIC ns."""
+        return self._qmp.stopped_at if self._qmp is not None else time.monotonic_ns()
+
     def committed(self) -> None:
         """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""
         self._commits += 1
@@ -310,6 +315,7 @@ class PrimaryVm(RunningVm):
     async def _before_commit(self) -> None:
         """Back end `command`: both VMs stand still. The secondary's path is to know before they go on."""
         self._marked.clear()
+        self.path.drain(time.monotonic_ns())
         if self.link_up and self.say(Message("epoch", number=self._commits + 1)):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MARK_WAIT_S):

@@ -27,11 +27,12 @@ static int end(colo_path *p, bool was_done)
     return was_done ? 0 : COLO_ERR_MISUSE;
 }
 
-int colo_path_drain(colo_path *p)
+int colo_path_drain(colo_path *p, int64_t stopped)
 {
     bool may = begin(p, COLO_PATH_PRIMARY);
 
     if (may) {
+        colo_marks_explained(p, stopped);
         colo_path_drain_vm(p);
         if (p->session)
             colo_marks_put(p, COLO_MARK_PRIMARY_STOP, 0);

@@ -6,9 +6,10 @@
  * (1) The stream is in order, across connections too, and a restart of it forgets both counts. A frame behind the n-th
  *     EPOCH mark that came is of epoch n or, if a mark is missing for want of room, of a later one.
  * (2) There is no mark too many. The secondary's VM begins an epoch only within a checkpoint of the primary's, between
- *     its STOP and RESUME; so a mark that would bring the count beyond commits, and beyond commits + 1 while the
- *     primary's VM stands, has no checkpoint to explain it: somebody has stopped and continued the secondary's VM by
- *     hand. Then both counts are void until a new token is answered. accept sees that both begin in the same epoch.
+ *     its STOP and RESUME; so a mark that would bring the count beyond commits + 1, or that came before the STOP of
+ *     which the primary's control plane hears next (it may hear late), has no checkpoint to explain it: somebody has
+ *     stopped and continued the secondary's VM by hand. Then both counts are void until a new token is answered, and
+ *     what was held is thrown away before any commit could call it new. accept sees that both begin in the same epoch.
  * (3) A frame is handed to the comparator when its number is the count of commits. By (1) and (2) it is of that epoch
  *     then or, for want of a mark, of the next one: of the copy of a state that the held frames led to. Not stale.
  * (4) It is judged later than it is handed over. At STOP nothing more is handed over, what lies here unwritten is
@@ -85,8 +86,23 @@ void colo_marks_output(struct colo_path *p, const struct colo_wire_frame *frame)
 void colo_marks_forget(struct colo_path *p)
 {
     p->marks = p->commits = -1;
+    p->early_mark = 0;
     if (p->config.role == COLO_PATH_PRIMARY)
         colo_fifo_fini(&p->held);
+}
+
+static void miscounted(struct colo_path *p)
+{
+    p->counters.miscounted++;
+    colo_marks_forget(p);
+    colo_path_tell(p, COLO_PATH_MISCOUNTED, COLO_PLACE_LINK, 0, 0, "");
+}
+
+void colo_marks_explained(struct colo_path *p, int64_t stopped)
+{
+    if (p->early_mark && p->early_mark < stopped)
+        miscounted(p);
+    p->early_mark = 0;
 }
 
 bool colo_marks_take(struct colo_path *p, const struct colo_link_record *record, const char **why)
@@ -111,11 +127,11 @@ bool colo_marks_take(struct colo_path *p, const struct colo_link_record *record,
         p->marks = 0;
         p->commits = -1;
         colo_path_tell(p, COLO_PATH_SYNCED, COLO_PLACE_LINK, 0, 0, "");
-    } else if (p->commits >= 0 && p->marks + 1 > p->commits + p->standing) {
-        p->counters.miscounted++;
-        colo_marks_forget(p);
-        colo_path_tell(p, COLO_PATH_MISCOUNTED, COLO_PLACE_LINK, 0, 0, "");
+    } else if (p->commits >= 0 && (p->early_mark || p->marks > p->commits)) {
+        miscounted(p);
     } else {
+        if (p->commits >= 0 && p->marks == p->commits && !p->standing)
+            p->early_mark = p->now;
         if (p->marks >= 0)
             p->marks++;
         /* Told in any case: the other control plane has done what this one has asked it for. */

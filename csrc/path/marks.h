@@ -21,6 +21,8 @@ bool colo_marks_take(struct colo_path *p, const struct colo_link_record *record,
 void colo_marks_output(struct colo_path *p, const struct colo_wire_frame *frame);
 /* Hands on what waited and may go now. */
 void colo_marks_held(struct colo_path *p);
+/* The primary's VM stands still since `stopped`: does that explain the mark that came before this was known? */
+void colo_marks_explained(struct colo_path *p, int64_t stopped);
 /* Both counts are void, and what is held by them. (SECONDARY: has none.) */
 void colo_marks_forget(struct colo_path *p);
 

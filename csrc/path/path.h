@@ -182,8 +182,9 @@ long colo_path_take_control(colo_path *p, uint8_t *out, size_t cap);
 /*
  * PRIMARY. Reads what the VM's sides hold and hands it to the comparator: at STOP, before colo_engine_checkpoint_stop.
  * From then until commit or stand_over what the secondary says is held: it can't be compared in this epoch any more.
+ * `stopped`: since when the VM stands still, CLOCK_MONOTONIC ns.
  */
-int colo_path_drain(colo_path *p);
+int colo_path_drain(colo_path *p, int64_t stopped);
 /* A checkpoint has committed, and the engine was told so: the secondary's next epoch is this one's. */
 int colo_path_commit(colo_path *p);
 /*

@@ -59,6 +59,7 @@ struct colo_path {
     struct colo_gate gate;    /* SECONDARY */
     int64_t marks;           /* SYNC: 0; -1: none */
     int64_t commits;
+    int64_t early_mark;      /* PRIMARY: when a mark came that no STOP known here explains yet, 0: there is none */
     uint64_t token;          /* that a SYNC must bring, 0: any is too late */
     bool hurry;              /* something was read for which there is room now */
     bool standing;           /* the VM stands still, for a checkpoint perhaps */

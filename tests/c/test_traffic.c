@@ -77,7 +77,7 @@ static void test_plan_of_responses(void)
 }
 
 /* The TCP or UDP checksum over pseudo-header and all: 0 if it is right. */
-static uint16_t l4_residue(const struct colo_wire_config *config, const uint8_t *ip, size_t len)
+static uint16_t l4_residue(const struct colo_traffic_wire_config *config, const uint8_t *ip, size_t len)
 {
     const size_t head = config->ipv6 ? 40 : 20;
     uint64_t sum = colo_csum_add(0, ip + (config->ipv6 ? 8 : 12), config->ipv6 ? 32 : 8);
@@ -88,13 +88,13 @@ static uint16_t l4_residue(const struct colo_wire_config *config, const uint8_t 
 
 static void check_frame(const struct colo_wire *w, uint8_t *out, uint32_t size, const struct colo_segment_spec *spec)
 {
-    const struct colo_wire_config *config = &w->config;
+    const struct colo_traffic_wire_config *config = &w->config;
     const uint32_t head = colo_framing_head(config->vnet_hdr), vnet = config->vnet_hdr ? 12 : 0;
     const uint8_t *ip = out + head + vnet + 14;
-    struct colo_wire_seen seen;
+    struct colo_traffic_wire_seen seen;
 
     CHECK_EQ(colo_load32(out) + head, size);
-    CHECK_EQ(colo_wire_read(w, out + head, size - head, vnet, &seen), COLO_WIRE_DATA);
+    CHECK_EQ(colo_traffic_wire_read(w, out + head, size - head, vnet, &seen), COLO_WIRE_DATA);
     CHECK_EQ(seen.flow, spec->flow);
     CHECK_EQ(seen.len, spec->len);
     CHECK_EQ(seen.tag, spec->tag);
@@ -110,7 +110,7 @@ static void check_frame(const struct colo_wire *w, uint8_t *out, uint32_t size, 
 
         REQUIRE(part);
         memcpy(part, out + head, cut);
-        CHECK_EQ(colo_wire_read(w, part, cut, cut < vnet ? 0 : vnet, &seen), COLO_WIRE_FOREIGN);
+        CHECK_EQ(colo_traffic_wire_read(w, part, cut, cut < vnet ? 0 : vnet, &seen), COLO_WIRE_FOREIGN);
         free(part);
     }
 }
@@ -122,19 +122,19 @@ static void test_frames(void)
     static const uint32_t lens[] = {10, 11, 64, 1448, 9000, 65400};
 
     for (unsigned kind = 0; kind < 16; kind++) {
-        const struct colo_wire_config config = {
+        const struct colo_traffic_wire_config config = {
             .vnet_hdr = kind & 1, .ipv6 = kind & 2, .udp = kind & 4, .timestamps = kind & 8, .gso_size = 1448};
 
         if (config.udp && config.timestamps)
             continue;
-        colo_wire_init(&w, &config);
+        colo_traffic_wire_init(&w, &config);
         for (size_t i = 0; i < sizeof lens / sizeof lens[0]; i++) {
             struct colo_segment_spec spec = {.flow = 40000, .len = lens[i], .tag = 777, .clock = 123456};
             uint32_t size;
 
             spec.offset = (uint64_t)lens[i] * 5000000; /* past 2^32 for the longer ones */
             spec.phase = (uint32_t)(spec.offset % COLO_PATTERN_PERIOD);
-            size = colo_wire_write(&w, out, &spec);
+            size = colo_traffic_wire_write(&w, out, &spec);
             CHECK_NOTE("kind %u len %u", kind, lens[i]);
             check_frame(&w, out, size, &spec);
             if (config.vnet_hdr) {
@@ -145,7 +145,7 @@ static void test_frames(void)
                 CHECK_EQ(out[12] | out[13] << 8, gso ? 1448 : 0);
                 continue;
             }
-            colo_wire_spoil(&w, out, size);
+            colo_traffic_wire_spoil(&w, out, size);
             CHECK_EQ(l4_residue(&config, out + 4 + 14, size - 4 - 14), 0);
             CHECK(memcmp(out + w.data.len, w.pattern.bytes + spec.phase, spec.len) != 0);
         }
@@ -156,15 +156,15 @@ static void test_syn_ack(void)
 {
     static struct colo_wire w;
     uint8_t out[COLO_WIRE_HEAD_MAX];
-    struct colo_wire_seen seen;
+    struct colo_traffic_wire_seen seen;
 
     for (unsigned kind = 0; kind < 4; kind++) {
-        const struct colo_wire_config config = {.ipv6 = kind & 1, .timestamps = kind & 2, .gso_size = 1448};
+        const struct colo_traffic_wire_config config = {.ipv6 = kind & 1, .timestamps = kind & 2, .gso_size = 1448};
         uint32_t size;
 
-        colo_wire_init(&w, &config);
-        size = colo_wire_write_syn(&w, out, 99999, 42);
-        CHECK_EQ(colo_wire_read(&w, out + 4, size - 4, 0, &seen), COLO_WIRE_SYN);
+        colo_traffic_wire_init(&w, &config);
+        size = colo_traffic_wire_write_syn(&w, out, 99999, 42);
+        CHECK_EQ(colo_traffic_wire_read(&w, out + 4, size - 4, 0, &seen), COLO_WIRE_SYN);
         CHECK_EQ(seen.flow, 99999);
         CHECK_EQ(l4_residue(&config, out + 4 + 14, size - 4 - 14), 0);
     }
