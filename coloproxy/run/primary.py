@@ -235,6 +235,8 @@ class PrimaryVm(RunningVm):
             self._sync()
 
     def on_link_lost(self) -> None:
+        if self._stood_down:
+            return
         if self.dialer is not None:
             self.dialer.redial()
         link = self.pair.link
@@ -337,10 +339,19 @@ class PrimaryVm(RunningVm):
                 self.trouble(f"link: a primary is not told {message.kind}")
 
     def _stand_down(self) -> None:
+        if self._stood_down:
+            return
         self._stood_down = True
         for wires in self.nics:
-            wires.set_open(is_open=False)
+            self._open_or_close(wires, is_open=False)
         self.tell(told.StoodDown())
+        # Nothing is left to say: a new connection would only begin a session with a VM that goes its own way.
+        if self._losing is not None:
+            self._losing.cancel()
+            self._losing = None
+        if self._dialing is not None:
+            self._dialing.cancel()
+            self._dialing = None
 
     # --------------------------------------------------------------- control
 
@@ -357,7 +368,13 @@ class PrimaryVm(RunningVm):
             await self._checkpointed.wait()
 
     async def go_alone(self, reason: str, *, tell_vmm: bool) -> None:
-        """Releases what is held, and passes from now on. Idempotent."""
+        """Releases what is held, and passes from now on. Idempotent.
+
+        Raises:
+            MisuseError: the secondary has taken over; what this VM says reaches nobody.
+        """
+        if self._stood_down:
+            raise MisuseError(f"{self.vm.name}: the secondary has taken over, there is nothing to go on with")
         if self._alone:
             return
         self._alone = reason
@@ -372,6 +389,7 @@ class PrimaryVm(RunningVm):
         self.session = None
         self.path.link_detach(end=True)
         self._disconnected(reason)
+        self.link_reason = reason  # also if it was down before
         self.tell(told.WentAlone(reason))
 
     async def _qmp_alone(self, qmp: QmpGuide) -> None:

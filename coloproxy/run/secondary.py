@@ -26,6 +26,7 @@ READY: Final = frozenset({"running", "inmigrate"})
 """Run states in which QEMU is not in the middle of a checkpoint: a SYNC mark may be put."""
 
 SYNC_RETRY_S: Final = 0.05
+FAREWELL_S: Final = 0.1  # for a message to the primary, before something that can't wait for an answer
 TOLD_EVENTS: Final = frozenset({"COLO_EXIT", "SHUTDOWN", "RESET", "GUEST_PANICKED"})
 
 
@@ -125,7 +126,21 @@ class SecondaryVm(RunningVm):
 
     # ------------------------------------------------------------------ link
 
+    def on_link_up(self, *, resumed: bool) -> None:
+        if self._taken_over:
+            self.spawn(self._send_away())
+
+    async def _send_away(self) -> None:
+        """A primary that was cut off has come back, and doesn't know: it closes its TAPs when it hears."""
+        self.say(Message("took-over", text=self._taken_over))
+        await asyncio.sleep(FAREWELL_S)
+        self.path.link_detach(end=True)
+        self.session = None
+        self._disconnected("this VM has been taken over")
+
     def on_message(self, message: Message) -> None:
+        if self._taken_over:
+            return
         match message.kind:
             case "sync":
                 self._abandoned = ""
@@ -182,7 +197,7 @@ class SecondaryVm(RunningVm):
                 raise MisuseError("the primary is alive, the link is up; force to have it silenced and taken over")
         self._taken_over = reason
         if self.link_up and self.say(Message("took-over", text=reason)):
-            await asyncio.sleep(0.1)  # it closes its TAPs before ours open
+            await asyncio.sleep(FAREWELL_S)  # it closes its TAPs before ours open
         if self._qmp is not None and tell_vmm:
             try:
                 await self._qmp_take_over(self._qmp)
@@ -192,7 +207,7 @@ class SecondaryVm(RunningVm):
         self.path.takeover()
         self.link_up, self.link_reason, self.session = False, reason, None
         for wires in self.nics:
-            wires.set_open(is_open=True)
+            self._open_or_close(wires, is_open=True)
         known = self.path.neighbours()
         places = [
             place

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from coloproxy.errors import ColoproxyError, LimitError, MisuseError, PeerError
+from coloproxy.errors import ColoproxyError, DeviceError, LimitError, MisuseError, PeerError
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.hello import LinkState, Nic, Us
@@ -174,6 +174,13 @@ class RunningVm:
         except (MisuseError, LimitError):
             return False
         return True
+
+    def _open_or_close(self, wires: NicWires, *, is_open: bool) -> None:
+        """Towards the clients. A TAP that is lost at the moment becomes so when it is back."""
+        try:
+            wires.set_open(is_open=is_open)
+        except DeviceError as error:
+            self.trouble(str(error))
 
     def _disconnected(self, reason: str) -> None:
         if not self.link_up:

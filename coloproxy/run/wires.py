@@ -97,9 +97,12 @@ class NicWires:
         self._tell(told.VmConnected(self.nic.name, f"{self.nic.vm.kind} {self.nic.vm.name}"))
 
     def set_open(self, *, is_open: bool) -> None:
-        """Opens the TAP towards the clients, or closes it. Raises DeviceError."""
-        devices.set_carrier(self._carrier_fd, self.nic.tap.name, on=is_open)
+        """Opens the TAP towards the clients, or closes it; a lost one, when it is back.
+
+        Raises DeviceError: it is lost, or can't be.
+        """
         self.is_open = is_open
+        devices.set_carrier(self._carrier_fd, self.nic.tap.name, on=is_open)
 
     def close(self) -> None:
         if self._carrier_fd >= 0:
