@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401  # getaddrinfo's: the user that we become may not be able to read Python's files
 import logging
 import os
 import signal

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from .net import LINK_PRIMARY, LINK_SECONDARY
 from .qemu import Role
 
+PAIR: Final = "bed"
 VM: Final = "vm"
 LINK_PORT: Final = 9810
 _ROLES: Final[tuple[Role, ...]] = ("primary", "secondary")
@@ -22,7 +23,8 @@ _ROLES: Final[tuple[Role, ...]] = ("primary", "secondary")
 class PairFile:
     """What pair.toml says besides what the bed decides."""
 
-    security: Literal["psk", "plain"] = "psk"
+    security: Literal["psk", "plain", "certificates"] = "psk"
+    """certificates: `link` names their files."""
     checkpoint: Mapping[str, Any] = field(
         default_factory=lambda: {"back_end": "command", "command": ["/bin/true"], "min_interval": "0s"}
     )
@@ -30,6 +32,7 @@ class PairFile:
     fresh ones and for whatever has not differed."""
     compare: Mapping[str, Any] = field(default_factory=dict)
     link: Mapping[str, Any] = field(default_factory=lambda: {"keepalive": "50ms", "timeout": "500ms"})
+    process: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pair_toml(directory: Path, file: PairFile, nic: Mapping[str, Any], vm: Mapping[str, Any] | None = None) -> Path:
@@ -46,9 +49,9 @@ def pair_toml(directory: Path, file: PairFile, nic: Mapping[str, Any], vm: Mappi
         "checkpoint": file.checkpoint,
         "compare": file.compare,
         "control": {"socket": {role: str(control_socket(directory, role)) for role in _ROLES}},
-        "process": {"json_events": {role: str(journal_file(directory, role)) for role in _ROLES}},
+        "process": {"json_events": {role: str(journal_file(directory, role)) for role in _ROLES}, **file.process},
     }
-    lines = ['name = "bed"']
+    lines = [f'name = "{PAIR}"']
     for name, table in tables.items():
         lines += ["", f"[{name}]", *_keys(table)]
     lines += ["", "[[vm]]", *_keys({"name": VM, **(vm or {})}), "", "[[vm.nic]]", *_keys(nic)]

@@ -108,10 +108,13 @@ class Proxy:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def start_proxy(bed: Hosts, role: Role, config: Path) -> Proxy:
-    """`coloproxy run` in that host's namespace; returns once its control socket answers."""
+async def start_proxy(bed: Hosts, role: Role, config: Path, prefix: Sequence[str] = ()) -> Proxy:
+    """`coloproxy run` in that host's namespace; returns once its control socket answers.
+
+    *prefix*: a program, and its arguments, that changes something and then executes ours.
+    """
     # -P: the installed package, not a source tree that happens to be the working directory.
-    argv = [sys.executable, "-P", "-m", "coloproxy", "run", "--role", role, "--config", str(config)]
+    argv = [*prefix, sys.executable, "-P", "-m", "coloproxy", "run", "--role", role, "--config", str(config)]
     proxy = Proxy(role, await bed.run_in_host(role, "coloproxy", argv), control_socket(bed.directory, role))
     until = time.monotonic() + _UP_SECONDS
     while not proxy.socket.exists():
@@ -124,12 +127,16 @@ async def start_proxy(bed: Hosts, role: Role, config: Path) -> Proxy:
 
 
 async def protect(
-    bed: NamespacePair, file: PairFile | None = None, *, services: Collection[Service] = ALL_SERVICES
+    bed: NamespacePair,
+    file: PairFile | None = None,
+    *,
+    services: Collection[Service] = ALL_SERVICES,
+    prefix: Sequence[str] = (),
 ) -> dict[Role, Proxy]:
     """Both coloproxies and both VMs with their servers; returns once the primary says that it is protected."""
     config = write_pair_toml(bed, file or PairFile())
-    secondary = await start_proxy(bed, "secondary", config)  # first: the primary dials it
-    primary = await start_proxy(bed, "primary", config)
+    secondary = await start_proxy(bed, "secondary", config, prefix)  # first: the primary dials it
+    primary = await start_proxy(bed, "primary", config, prefix)
     for role in ROLES:
         await bed.start_vm(role, services)
     await primary.until("protected", lambda vm: vm["state"] == "protected")
