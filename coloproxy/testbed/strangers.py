@@ -29,8 +29,8 @@ _HEAD: Final = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a TLS clie
 _DEADLINE_SECONDS: Final = 15.0
 
 
-async def record(key: Path, out: Path) -> None:
-    """A connection up to the end of its hello. The pair's own is replaced by it."""
+async def record(keys: Keys) -> bytes:
+    """A connection up to the end of its hello: what the primary sent. The pair's own is replaced by it."""
     heard = bytearray()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, into: bytearray | None) -> None:
@@ -58,12 +58,12 @@ async def record(key: Path, out: Path) -> None:
     endpoint = Endpoint(us, nothing_to_close, lambda: LinkState(None, 0, lambda _: False), done.set_result)
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
-        dialer = Dialer(Address(connect=True, host=host, port=port), Keys.psk(PAIR, read_psk(key)), endpoint)
+        dialer = Dialer(Address(connect=True, host=host, port=port), keys, endpoint)
         dialing = asyncio.create_task(dialer.run())
         connected = await done
         dialing.cancel()
         connected.transport.close()
-    out.write_bytes(heard)
+    return bytes(heard)
 
 
 async def send(data: bytes) -> None:
@@ -88,17 +88,16 @@ async def slow(count: int) -> None:
         await asyncio.sleep(_BYTE_SECONDS)
 
 
-async def _main(what: str, *rest: str) -> None:
+def _main(what: str, *rest: str) -> None:
     match what:
         case "slow":
-            await slow(int(rest[0]))
+            asyncio.run(slow(int(rest[0])))
         case "record":
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                await record(Path(rest[0]), Path(rest[1]))
+            keys = Keys.psk(PAIR, read_psk(Path(rest[0])))
+            Path(rest[1]).write_bytes(asyncio.run(asyncio.wait_for(record(keys), _DEADLINE_SECONDS)))
         case "send":
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                await send(Path(rest[0]).read_bytes())
+            asyncio.run(asyncio.wait_for(send(Path(rest[0]).read_bytes()), _DEADLINE_SECONDS))
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*sys.argv[1:]))
+    _main(*sys.argv[1:])
