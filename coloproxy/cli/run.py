@@ -36,12 +36,15 @@ def run(
     """
     from coloproxy.pair import load
     from coloproxy.run.host import Host
+    from coloproxy.run.privileges import no_new_privileges
 
     try:
         pair = load(config, role)
     except ColoproxyError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(USAGE) from error
+    if pair.process.user is not None:
+        no_new_privileges()  # the threads that write are there before the rights are given up
     writer = LineWriter(2, "coloproxy-log")
     level = pair.process.log_level
     set_up_logging(writer, verbose=level == "debug", quiet=level in ("warning", "error"))

@@ -26,7 +26,7 @@ from typing import Final
 
 from coloproxy.errors import MisuseError, NativeError
 
-__all__ = ["CAPABILITIES", "DEFAULT_KEEP", "Identity", "drop", "identity"]
+__all__ = ["CAPABILITIES", "DEFAULT_KEEP", "Identity", "drop", "identity", "no_new_privileges"]
 
 CAPABILITIES: Final = (
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
@@ -93,6 +93,14 @@ def identity(user: str, group: str | None = None) -> Identity:
     return Identity(uid, gid, name)
 
 
+def no_new_privileges() -> None:
+    """No program that is executed gets more than we have. Call it before the first thread: each has a flag of its own.
+
+    Raises NativeError.
+    """
+    _prctl("set no-new-privileges", _PR_SET_NO_NEW_PRIVS, 1)
+
+
 def drop(to: Identity | None, keep: Collection[str] = DEFAULT_KEEP) -> None:
     """Becomes that user and keeps these capabilities only; None: stays the user, but loses the others.
 
@@ -124,7 +132,7 @@ def drop(to: Identity | None, keep: Collection[str] = DEFAULT_KEEP) -> None:
     _prctl("clear ambient capabilities", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _capset(wanted)
     _prctl("keep no capabilities from now on", _PR_SET_KEEPCAPS, 0)
-    _prctl("set no-new-privileges", _PR_SET_NO_NEW_PRIVS, 1)
+    no_new_privileges()
     _check(to, wanted)
 
 
