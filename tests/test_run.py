@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -345,14 +346,18 @@ def rights(daemon: Daemon) -> list[dict[str, str]]:
     ]
 
 
+async def protect_as_nobody(bed: NamespacePair) -> dict[Role, Proxy]:
+    # The device as udev makes it; with root's alone a TAP that is lost can't be opened again.
+    os.mknod(bed.directory / "tun", 0o600 | stat.S_IFCHR, os.makedev(10, 200))
+    (bed.directory / "tun").chmod(0o666)
+    script = f'mount --bind {bed.directory}/tun /dev/net/tun && exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    return await protect(bed, PairFile(process={"user": "nobody"}), services=["nginx"], prefix=prefix)
+
+
 async def test_user_nobody(tmp_path: Path) -> None:
     async with NamespacePair(options(tmp_path)) as bed:
-        # As udev makes it; with root's alone a device that is lost can't be opened again.
-        os.mknod(bed.directory / "tun", 0o600 | 0o020000, os.makedev(10, 200))
-        (bed.directory / "tun").chmod(0o666)
-        script = f'mount --bind {bed.directory}/tun /dev/net/tun && exec "$@"'
-        prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
-        proxies = await protect(bed, PairFile(process={"user": "nobody"}), services=["nginx"], prefix=prefix)
+        proxies = await protect_as_nobody(bed)
         for proxy in proxies.values():
             threads = rights(proxy.daemon)
             assert len(threads) >= 2
@@ -363,15 +368,24 @@ async def test_user_nobody(tmp_path: Path) -> None:
             (main,) = [thread for thread in threads if int(thread["Pid"]) == proxy.daemon.pid]
             assert int(main["CapEff"], 16) == int(main["CapBnd"], 16) == NET_ADMIN | NET_RAW
         transfer = await begin(bed)
+        await fail_over(bed, proxies["secondary"], "kill")
+        await finished(bed, transfer)
+        assert await carrier(bed, "secondary")
+
+
+async def test_lost_taps_come_back(tmp_path: Path) -> None:
+    async with NamespacePair(options(tmp_path)) as bed:
+        proxies = await protect_as_nobody(bed)
+        transfer = await begin(bed)
         (await in_host(bed, "primary", "ip", "link", "delete", TAP)).check()
         await logged(proxies["primary"].daemon, f"TAP {TAP}: ")
         await finished(bed, transfer)
         assert await carrier(bed, "primary")
+        # At the moment of a failover: it is opened to the network when it is back.
         (await in_host(bed, "secondary", "ip", "link", "delete", TAP)).check()
         await logged(proxies["secondary"].daemon, f"TAP {TAP}: ")
-        transfer = await begin(bed)
         await fail_over(bed, proxies["secondary"], "kill")
-        await finished(bed, transfer)
+        assert await bed.client.get("/hello.txt", "--retry", "8", "--retry-connrefused", "--max-time", "20") == HELLO
         assert await carrier(bed, "secondary")
 
 
