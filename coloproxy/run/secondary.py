@@ -208,14 +208,22 @@ class SecondaryVm(RunningVm):
         self.link_up, self.link_reason, self.session = False, reason, None
         for wires in self.nics:
             self._open_or_close(wires, is_open=True)
+        places = self._places()
+        self.tell(told.TookOver(reason, len(places)))
+        self.spawn(self._announce(places))
+        for wires in self.nics:  # what was announced while its TAP was lost, nobody has heard
+            wires.on_tap_back = self._announce_again
+
+    def _announce_again(self) -> None:
+        self.spawn(self._announce(self._places()))
+
+    def _places(self) -> list[Neighbour]:
         known = self.path.neighbours()
-        places = [
+        return [
             place
             for wires in self.nics
             for place in announce.places_of(known, wires.index, wires.nic.mac, wires.nic.announce, wires.nic.vlans)
         ]
-        self.tell(told.TookOver(reason, len(places)))
-        self.spawn(self._announce(places))
 
     async def _qmp_take_over(self, qmp: QmpLink) -> None:
         await yank_migration(qmp)

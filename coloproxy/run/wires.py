@@ -31,6 +31,7 @@ class NicWires:
         self.index = index
         self.nic = nic
         self.is_open = False  # towards the clients
+        self.on_tap_back: Callable[[], None] = lambda: None  # a lost TAP is there again, as open as it is to be
         self._tell = tell
         self._tap: devices.TapDevice | None = None
         self._carrier_fd = -1  # of the TAP: ours, while the path has the rest
@@ -144,6 +145,7 @@ class NicWires:
             await devices.apart(self._open_tap)
             self._attach_tap(path)
             self.set_open(is_open=self.is_open)
+            self.on_tap_back()
 
         await self._serve_device(lost, again)
 
