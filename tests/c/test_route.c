@@ -285,6 +285,7 @@ static void test_no_schedule_lets_a_stale_frame_through(void)
                 const int epoch = path_next(r.comparator[1], true, true) - '0';
 
                 CHECK(epoch >= p_epoch);
+                CHECK(!p_stands); /* it would be judged in the next epoch */
                 through++;
             }
         }
