@@ -363,7 +363,7 @@ void colo_path_run(struct colo_path *p)
 {
     const struct colo_wire *released = &p->comparator[2];
     struct epoll_event events[EVENTS];
-    bool again = false, quiet = false;
+    bool again = false, quiet = false, ending, could, moved;
 
     colo_path_lock(p);
     while (!over(p, quiet)) {
@@ -386,11 +386,13 @@ void colo_path_run(struct colo_path *p)
                 note(&ready, events[i].data.u64);
         p->now = colo_path_now();
         p->counters.wakeups++;
-        if (p->phase == COLO_PHASE_ENDING && released->count)
-            ready.comparator[2] = true; /* it was not asked for while there was no room */
+        ending = p->phase == COLO_PHASE_ENDING;
+        could = colo_route_may_read_released(p);
+        ready.comparator[2] |= ending; /* epoll was not asked while there was no room */
         again = turn(p, &ready);
-        quiet = p->phase == COLO_PHASE_ENDING && released->counters.bytes_in == before && !released->waits;
-        again |= p->phase == COLO_PHASE_ENDING && released->counters.bytes_in != before;
+        moved = released->counters.bytes_in != before;
+        quiet = ending && could && !moved && !released->waits; /* it was read, and nothing was there */
+        again |= ending && (moved || could != colo_route_may_read_released(p));
     }
     if (p->error)
         colo_path_tell(p, COLO_PATH_FATAL, COLO_PLACE_COUNT, 0, p->error, "");
