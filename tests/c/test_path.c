@@ -127,7 +127,7 @@ static void test_checkpoints(void)
         vm_says(&s, 0, i);
         CHECK_EQ(path_next(p.comparator[1], true, true), i);
         CHECK_EQ(colo_path_stand(s.path), 0);
-        CHECK_EQ(colo_path_drain(p.path), 0);
+        CHECK_EQ(colo_path_drain(p.path, path_now()), 0);
         vm_says(&s, 0, (uint8_t)(i + 100)); /* read while it stands: of before */
         PATH_UNTIL(&s, n.held_bytes > 0);
         CHECK_EQ(colo_path_epoch(s.path, path_now()), 0);
@@ -470,7 +470,7 @@ static void *call_about(void *arg)
         (void)colo_path_take_control(r->path, text, sizeof text);
         (void)colo_path_control(r->path, (const uint8_t *)"hello", 5);
         (void)colo_path_link_received(r->path);
-        (void)colo_path_drain(r->path);
+        (void)colo_path_drain(r->path, path_now());
         (void)colo_path_stand_over(r->path);
         (void)colo_path_detach(r->path, COLO_PLACE_CLIENT, 3);
         (void)colo_path_inject(r->path, 2, frame, sizeof frame);

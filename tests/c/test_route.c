@@ -89,7 +89,7 @@ static const char *compared(void)
 
 /*
  * T a token is given, K the peer answers it, k it answers another, A accept, a accept is refused; M a mark of an epoch;
- * D drain (STOP), C commit, V stand_over (it failed); R the stream begins anew; digits: frames of the secondary's.
+ * D drain (STOP), d the same, heard of late, C commit, V stand_over (it failed); R the stream begins anew; digits: frames of the secondary's.
  */
 static void test_which_frames_are_compared(void)
 {
@@ -112,9 +112,12 @@ static void test_which_frames_are_compared(void)
         {"TKA1DC2DC3MM4", "14", 2, 0},   /* both marks late */
         {"TKADC1DMC2", "", 2, 0},        /* one is missing: all is stale until the count is put right */
         {"TKADC1DMC2TKA3", "3", 2, 0},
-        {"TKA1M2", "1", 1, 1},           /* one too many: nothing of it is compared, ... */
-        {"TKA1M2D3MC4", "1", 3, 1},      /* ... neither after the next commit */
-        {"TKA1M2TKA3", "13", 1, 1},
+        {"TKA1M2", "1", 0, 0},           /* of a STOP that will be heard of, or one too many: ... */
+        {"TKA1M2d3C4", "1234", 0, 0},    /* the former */
+        {"TKA1M2D3MC4", "1", 2, 1},      /* the latter: nothing of it is compared, neither after the next commit */
+        {"TKA1M2MC3", "1", 1, 1},
+        {"TKA1M2d3MC4", "1", 1, 1},
+        {"TKA1M2TKA3", "13", 0, 0},
         {"TKA1DMM2C3", "1", 2, 1},
         {"TKA1DM2MC3", "1", 1, 1},       /* what was held goes too */
         {"TKM1a2", "", 0, 0},            /* an epoch since the answer: another token is wanted */
@@ -153,7 +156,8 @@ static void test_which_frames_are_compared(void)
                 mark(COLO_MARK_EPOCH, 0);
                 break;
             case 'D':
-                CHECK_EQ(colo_path_drain(r.path), 0);
+            case 'd':
+                CHECK_EQ(colo_path_drain(r.path, *at == 'D' ? colo_path_now() : 1), 0);
                 break;
             case 'C':
                 CHECK_EQ(colo_path_commit(r.path), 0);
@@ -227,7 +231,7 @@ static void test_no_schedule_lets_a_stale_frame_through(void)
                 } else if (s_stands && !p_stands && !loaded) {
                     p_stands = true;
                     stops++;
-                    CHECK_EQ(colo_path_drain(r.path), 0);
+                    CHECK_EQ(colo_path_drain(r.path, colo_path_now()), 0);
                 }
                 break;
             case 3: /* it goes on, as a copy or as it was */
@@ -321,7 +325,7 @@ static void test_a_comparator_that_is_slow(void)
     n = path_counters(&r);
     CHECK_EQ(n.comparator[1].dropped + n.stale, 0);
     CHECK(n.comparator[1].queued_bytes <= r.config.wire_bytes);
-    CHECK_EQ(colo_path_drain(r.path), 0);
+    CHECK_EQ(colo_path_drain(r.path, colo_path_now()), 0);
     n = path_counters(&r);
     CHECK(n.comparator[1].queued_bytes <= sizeof big + 8);
     CHECK(n.stale > 0);
@@ -705,7 +709,7 @@ static void test_takeover(void)
 static void test_calls_of_the_other_role(void)
 {
     set_up(COLO_PATH_SECONDARY);
-    CHECK_EQ(colo_path_drain(r.path), COLO_ERR_MISUSE);
+    CHECK_EQ(colo_path_drain(r.path, 1), COLO_ERR_MISUSE);
     CHECK_EQ(colo_path_commit(r.path), COLO_ERR_MISUSE);
     CHECK_EQ(colo_path_sync(r.path, 1), COLO_ERR_MISUSE);
     CHECK_EQ(colo_path_accept(r.path), COLO_ERR_MISUSE);
