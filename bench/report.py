@@ -3,12 +3,12 @@
 
     python bench/report.py [--from build/bench] [--html FILE] [--markdown FILE] [--update docs/performance.md]
 
-Reads side_by_side.json, scaling.json, core.json (pytest-benchmark's) and guests.json, as far as they are there. The
-page refers to nothing outside of itself. --update replaces what stands in a Markdown file between
+Reads side_by_side.json, scaling.json, core.json (pytest-benchmark's), tap.json and guests.json, as far as they are
+there. The page refers to nothing outside of itself. --update replaces what stands in a Markdown file between
 
     <!-- bench:NAME:begin -->   and   <!-- bench:NAME:end -->
 
-for each NAME of machine, goals, core, scaling, and guests; what has no marks, or no document, stays as it is.
+for each NAME of machine, goals, core, scaling, tap, and guests; what has no marks, or no document, stays as it is.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from suite.tables import (
     markdown,
     scaling_table,
 )
+from suite.tap_tables import tap_tables
 
-DOCUMENTS: Final = ("side_by_side", "scaling", "core", "guests")
+DOCUMENTS: Final = ("side_by_side", "scaling", "core", "tap", "guests")
 QUICK: Final = "A smoke run: these figures are no figures."
 
 Documents = Mapping[str, Mapping[str, Any]]
@@ -172,6 +173,21 @@ def _scaling(document: Mapping[str, Any]) -> Section:
     )
 
 
+def _tap(document: Mapping[str, Any]) -> Section:
+    parameters = document["parameters"]
+    return Section(
+        "tap",
+        "TAP attach",
+        tuple(tap_tables(document)),
+        texts=(
+            *((QUICK,) if _is_quick(document) else ()),
+            f"Medians of {parameters['rounds']} rounds, between parentheses the smallest and the largest; ratios are "
+            f"those of the medians. iperf3 for {parameters['seconds']} s, {parameters['requests']} requests.",
+        ),
+        folded=True,
+    )
+
+
 def build_page(documents: Documents) -> Page:
     """What the page says, in order."""
     sections = []
@@ -181,6 +197,8 @@ def build_page(documents: Documents) -> Page:
         sections.append(Section("core", "The comparator in process", (core_table(document),)))
     if (document := documents.get("scaling")) is not None:
         sections.append(_scaling(document))
+    if (document := documents.get("tap")) is not None:
+        sections.append(_tap(document))
     if (document := documents.get("guests")) is not None:
         tables = tuple(guests_tables(document))
         sections.append(Section("guests", "Real guests: end to end", tables, folded=True))

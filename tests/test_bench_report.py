@@ -18,6 +18,7 @@ import report
 import scaling
 from suite import goals, machine, plot, runs, tables
 from suite.goals import MEMORY, OURS, RELAY, ROWS, STOCK, WORKS, Arm
+from suite.tap_tables import tap_tables
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -228,6 +229,45 @@ def scaling_document() -> dict[str, Any]:
     }
 
 
+def tap_document() -> dict[str, Any]:
+    rate = {"median": 100.0, "min": 90.0, "max": 110.0, "count": 2}
+    result = {"error": None, "figures": {"checkpoints": 3}}
+    failed = {"error": "no answer", "figures": {}}
+    return {
+        "parameters": {
+            "rounds": 2,
+            "seconds": 1,
+            "requests": 40,
+            "quick": False,
+            "ratios": ["alone/bridged", "x/alone"],
+        },
+        "cells": {"tap-whole": "tap, no offloads"},
+        "ways": {"bridged": "no proxy", "alone": "coloproxy", "never": "not measured"},
+        "works": {"up": "upload", "none": "never run"},
+        "figures": {"mbit_per_second": "Mbit/s", "p50_ms": "p50, ms", "p99_ms": "p99, ms", "cpu_s_per_gb": "CPU s/GB"},
+        "rounds": [
+            {"round": 1, "cell": "tap-whole", "way": "alone", "error": None, "results": {"up": result}},
+            {"round": 2, "cell": "tap-whole", "way": "alone", "error": "broken", "results": {"up": failed}},
+            {"round": 1, "cell": "other", "way": "alone", "error": "of another", "results": {"up": result}},
+        ],
+        "summary": {
+            "tap-whole": {"up": {"bridged": {"mbit_per_second": rate}, "alone": {"mbit_per_second": rate}}},
+        },
+        "ratios": {"tap-whole": {"up": {"mbit_per_second": {"alone/bridged": 0.5}}}},
+    }
+
+
+def test_the_tap_table_has_what_was_measured_and_what_failed() -> None:
+    (table,) = tap_tables(tap_document())
+    assert table.head == ("work", "no proxy", "coloproxy", "alone/bridged")
+    assert table.rows == (("upload: Mbit/s", "100 (90.0 to 110)", "100 (90.0 to 110)", "0.500x"),)
+    assert table.notes == (
+        "Checkpoints in all rounds: alone 3.",
+        "round 2, coloproxy: broken",
+        "round 2, coloproxy, up: no answer",
+    )
+
+
 def documents() -> dict[str, dict[str, Any]]:
     measured = runs_of("stock-1448x1", [100, 120, 110], [10, 10, 11]) + runs_of("cpu-1448x1", [3.0], [4.0])
     side = machine.heading("coloproxy-side-by-side/1", {"rounds": 3, "seconds": 1.0, "quick": False}) | {
@@ -257,7 +297,7 @@ def documents() -> dict[str, dict[str, Any]]:
         "figures": {"p50_ms": {"title": "p50", "unit": "ms", "better": "lower"}},
         "summary": {"http": {"stock": {"p50_ms": one}, "coloproxy": {"p50_ms": one, "errors": one}}},
     }
-    return {"side_by_side": side, "core": core, "scaling": scaling_document(), "guests": guests}
+    return {"side_by_side": side, "core": core, "scaling": scaling_document(), "tap": tap_document(), "guests": guests}
 
 
 class Checker(HTMLParser):
@@ -319,7 +359,7 @@ def test_the_page_does_with_what_there_is(without: str | None) -> None:
 def test_markdown_tables_have_as_many_cells_in_each_line() -> None:
     text = report.render_markdown(report.build_page(documents()))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         assert len({line.replace("\\|", "").count("|") for line in block}) == 1, block
 

@@ -27,6 +27,7 @@ def steps(quick: bool) -> dict[str, list[str]]:
         "side_by_side": [python, "bench/side_by_side.py", "--json", str(OUT / "side_by_side.json"), *some],
         "scaling": [python, "bench/scaling.py", "--json", str(OUT / "scaling.json"), *some],
     }
+    found["tap"] = [python, "bench/tap.py", "--json", str(OUT / "tap.json"), *some]
     if GUESTS.exists():
         found["guests"] = [python, str(GUESTS.relative_to(TOP)), "--json", str(OUT / "guests.json"), *some]
     return found
