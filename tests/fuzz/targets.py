@@ -39,6 +39,7 @@ TARGETS = (
     Target("schedule", 512),
     Target("rewriter", 512),
     Target("link", 512),
+    Target("route", 512),
 )
 
 
