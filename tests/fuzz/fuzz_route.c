@@ -147,7 +147,7 @@ static void call(uint8_t which, uint8_t role)
         (void)colo_path_commit(p);
         break;
     case 3:
-        (void)colo_path_drain(p);
+        (void)colo_path_drain(p, colo_path_now());
         break;
     case 4:
         (void)colo_path_stand(p);
