@@ -96,17 +96,21 @@ KNOWN = [place("10.0.0.1"), place("fd00::1", (7,)), place(None), place("10.9.9.9
             0,
             ["10.0.0.5"],
             [],
-            [place(None), place(None, mac=OTHER), place("10.0.0.5"), place("10.0.0.5", mac=OTHER)],
+            [place(None), place(None, mac=OTHER), place("10.0.0.5", mac=OTHER)],  # with the one that was learnt last
         ),
     ],
     ids=["nothing", "extra alone", "nic 0", "nic 1", "no such nic", "extra on vlans", "each once", "two macs"],
 )
-def test_places(
-    known: list[Neighbour], nic: int, extra: list[str], vlans: list[int], wanted: list[Neighbour]
-) -> None:
-    places = announce.places_of(known, nic, extra, vlans)
+def test_places(known: list[Neighbour], nic: int, extra: list[str], vlans: list[int], wanted: list[Neighbour]) -> None:
+    places = announce.places_of(known, nic, None, extra, vlans)
     assert len(places) == len(set(places))
     assert set(places) == set(wanted)
+
+
+def test_an_address_is_announced_with_the_nics_own_mac_alone() -> None:
+    known = [place("10.0.0.5", mac=OTHER), place("10.0.0.6", mac=OTHER), place(None, mac=OTHER)]
+    places = announce.places_of(known, 0, MAC.hex(":"), ["10.0.0.5"], [])
+    assert set(places) == {place("10.0.0.5"), place("10.0.0.6", mac=OTHER), place(None), place(None, mac=OTHER)}
 
 
 def test_rounds_come_with_growing_pauses() -> None:

@@ -311,7 +311,7 @@ def test_takeover_and_what_is_announced(bed: Bed) -> None:
     primary.set_open(is_open=False)
     secondary.path.takeover()
     bed.opened(secondary, 3)
-    for place in announce.places_of(known, 0, ["fd00::9"], [100]):
+    for place in announce.places_of(known, 0, None, ["fd00::9"], [100]):
         secondary.path.inject(0, announce.frame_of(place))
     secondary.path.inject(0, frame(4, source=VM))
     heard: list[Any] = []
