@@ -236,6 +236,16 @@ WRONG: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 
+def test_as_many_nics_and_queues_as_the_data_path_has_room_for() -> None:
+    nics = "".join(ANOTHER_NIC.replace("nic1", f"nic{n}").replace('"other"', f'"tap{n}"') for n in range(1, 16))
+    assert len(parse(PAIR + nics, "primary").vms[0].nics) == 16
+    one_more = ANOTHER_NIC.replace("nic1", "nic16").replace('"other"', '"tap16"')
+    assert problems(PAIR + nics + one_more) == ["pair.toml:12: vm.web.nic: must have at most 16"]
+    tap = 'bridge = "br0"'
+    assert parse(changed(tap, tap + ", queues = 8"), "primary").vms[0].nics[0].tap.queues == 8
+    assert len(problems(changed(tap, tap + ", queues = 9"))) == 1
+
+
 @pytest.mark.parametrize(("old", "new", "told"), WRONG, ids=[f"{new[:24]}-{told[:24]}" for _, new, told in WRONG])
 def test_refused_with_line_and_key(old: str, new: str, told: str) -> None:
     found = problems(changed(old, new))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path as FilePath
 from typing import Any, Final
 
 import pytest
@@ -39,7 +40,7 @@ ALL: Final = b"\xff" * 6
 
 LACKS: Final = [what for what in ("ip", "bridge") if shutil.which(what) is None]
 needs_devices = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/net/tun") or bool(LACKS),
+    os.geteuid() != 0 or not FilePath("/dev/net/tun").exists() or bool(LACKS),
     reason=f"needs root, /dev/net/tun, ip(8) and bridge(8) {LACKS}",
 )
 
@@ -230,9 +231,15 @@ def bed() -> Iterator[Bed]:
         )
         batch(
             name,
-            ["link add br0 type bridge mcast_snooping 0", "link set br0 up", "link add c0 type veth peer name c1", "link set c0 master br0",
-             "link set c0 up", "link set c1 up"],
-        )  # fmt: skip
+            [
+                "link add br0 type bridge mcast_snooping 0",
+                "link set br0 up",
+                "link add c0 type veth peer name c1",
+                "link set c0 master br0",
+                "link set c0 up",
+                "link set c1 up",
+            ],
+        )
         client = Cable("c1", name)
         stack.callback(client.close)
         yield Bed(name, client, stack)
@@ -496,7 +503,7 @@ def test_misuse() -> None:
             path.sync(0)
         with pytest.raises(MisuseError):
             path.control(b"no session")
-        with open(__file__, "rb") as file, pytest.raises(NativeError):
+        with FilePath(__file__).open("rb") as file, pytest.raises(NativeError):
             path.attach(Place.VM, file.fileno(), WireKind.FRAMES)
         assert path.events() == []
         path.stop()
