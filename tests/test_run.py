@@ -87,7 +87,19 @@ async def in_host(bed: NamespacePair, role: Role, *argv: str, stdin: bytes | Non
 
 
 def events(bed: NamespacePair, role: Role) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in journal_file(bed.directory, role).read_text().splitlines()]
+    """All whole lines of the journal so far; the last ones may still be on their way to the file."""
+    text = journal_file(bed.directory, role).read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+async def told(bed: NamespacePair, role: Role, kind: str) -> dict[str, Any]:
+    """The one event of that kind, once it is in the journal."""
+    until = time.monotonic() + PATIENCE_S
+    while not (found := [event for event in events(bed, role) if event["event"] == kind]):
+        assert time.monotonic() < until, f"no {kind} in the journal of the {role}"
+        await asyncio.sleep(0.02)
+    (event,) = found
+    return event
 
 
 async def carrier(bed: NamespacePair, role: Role) -> bool:
@@ -171,8 +183,8 @@ async def test_failover_of_a_live_primary_needs_force(tmp_path: Path) -> None:
         assert (await primary.vm_status())["state"] == "stood-down"
         assert (await secondary.vm_status())["state"] == "taken-over"
         assert not (await primary.vm_status())["nics"][0]["open"]
-        at = {e["event"]: e["monotonic_ns"] for role in ROLES for e in events(bed, role)}
-        assert at["stood-down"] < at["took-over"]
+        silent, speaks = await told(bed, "primary", "stood-down"), await told(bed, "secondary", "took-over")
+        assert silent["monotonic_ns"] < speaks["monotonic_ns"]
         await finished(bed, transfer)
         assert await bed.client.get("/hello.txt") == HELLO
         assert "has taken over" in await refused(primary, "alone")
@@ -230,7 +242,7 @@ async def test_alone_by_itself_when_the_link_is_lost(tmp_path: Path) -> None:
         bed.network.set_link("primary", up=False)
         await proxies["primary"].until("alone", lambda vm: vm["state"] == "alone")
         await finished(bed, transfer)
-        (alone,) = [e for e in events(bed, "primary") if e["event"] == "went-alone"]
+        alone = await told(bed, "primary", "went-alone")
         assert alone["reason"] == "the link has been lost for 0.5 s"
         bed.network.set_link("primary", up=True)
         assert await bed.client.get("/hello.txt") == HELLO
@@ -304,7 +316,7 @@ async def test_reload_while_a_download_runs(how: str, tmp_path: Path) -> None:
         assert untouched(await proxies["primary"].vm_status()) == before
         assert before["state"] == "up" and before["divergences"] == 0
         await fail_over(bed, proxies["secondary"], "kill")
-        (took_over,) = [e for e in events(bed, "secondary") if e["event"] == "took-over"]
+        took_over = await told(bed, "secondary", "took-over")
         assert took_over["addresses"] == 4  # two of IPv4, one of IPv6, the MAC
 
 
@@ -324,8 +336,8 @@ async def test_stopped_in_mid_transfer(number: signal.Signals, tmp_path: Path) -
             assert not bed.network.has_interface(bed.network.hosts[role], TAP)
             assert not bed.network.has_interface(bed.network.vms[role], "eth0")
             assert (await in_host(bed, role, "ss", "-Htan")).check().stdout.split(b"\n") == [b""] or role == "primary"
-            told = events(bed, role)  # complete lines
-            assert told[-1]["event"] == "stopped" and told[-1]["failure"] is None
+            last = events(bed, role)[-1]
+            assert last["event"] == "stopped" and last["failure"] is None
         assert transfer.running
         argv = [sys.executable, "-P", "-m", "coloproxy", "replay", str(recording), "--json"]
         replay = (await run(argv)).check()
