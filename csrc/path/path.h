@@ -125,6 +125,7 @@ struct colo_path_counters {
     uint64_t mirror_left_out;/* ... that found it full */
     uint64_t reflected;      /* frames from the client side with an address of the VM's own as their sender: dropped */
     uint64_t learned;        /* notices of SYNs put into the link */
+    uint64_t asked;          /* questions of the secondary's for neighbours that went to the client side */
     uint64_t learn_left_out; /* ... that found it full */
     uint64_t output;         /* frames of the secondary that came in their epoch */
     uint64_t output_left_out;/* SECONDARY: ... that found the link full */

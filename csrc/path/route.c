@@ -338,6 +338,32 @@ void colo_route_give_up_held(struct colo_path *p)
 
 /* ------------------------------------------------------------- from the link */
 
+/*
+ * PRIMARY: an ARP request, or a neighbour solicitation, of the secondary VM's. The comparator swallows its copy of what
+ * both ask; but it may ask when the primary VM has no reason to, and nobody would answer. So its questions leave too: they
+ * carry the same addresses, and the answer comes to both. Probes for its own address (RFC 5227, RFC 4862) don't.
+ */
+static bool is_question(const struct colo_wire_frame *frame)
+{
+    static const uint8_t none[16];
+    const uint8_t *p = frame->data + frame->vnet_len + 12, *end = frame->data + frame->len;
+
+    for (int tags = 0; tags < 2 && (size_t)(end - p) >= 6; tags++)
+        p += colo_load16(p) == 0x8100 || colo_load16(p) == 0x88a8 ? 4 : 0;
+    if ((size_t)(end - p) >= 30 && colo_load16(p) == 0x0806) /* sender and target at 14 and 24 of the packet */
+        return colo_load16(p + 8) == 1 && memcmp(p + 16, none, 4) && memcmp(p + 16, p + 26, 4);
+    return (size_t)(end - p) >= 66 && colo_load16(p) == 0x86dd && p[8] == 58 && p[9] == 255 && p[42] == 135 &&
+           memcmp(p + 10, none, 16);
+}
+
+static void ask(struct colo_path *p, const struct colo_wire_frame *frame)
+{
+    if (!is_question(frame) || !colo_wire_has_room(&p->client[frame->nic], frame->len))
+        return;
+    p->counters.asked++;
+    colo_route_send(p, &p->client[frame->nic], frame);
+}
+
 static bool take_control(struct colo_path *p, const struct colo_link_record *record, const char **why)
 {
     uint8_t *room;
@@ -387,14 +413,16 @@ bool colo_route_record(struct colo_path *p, const struct colo_link_record *recor
             *why = "a frame of no NIC, or too short or too long to be one";
             return false;
         }
-        if (primary)
+        if (primary) {
+            ask(p, &frame);
             colo_marks_output(p, &frame);
-        else if (p->taken_over)
+        } else if (p->taken_over) {
             p->counters.stale++;
-        else if (vm_is_settled(p) && !colo_fifo_len(&p->inbound))
+        } else if (vm_is_settled(p) && !colo_fifo_len(&p->inbound)) {
             to_vm(p, (enum colo_link_type)record->type, &frame);
-        else
+        } else {
             hold_inbound(p, (enum colo_link_type)record->type, &frame);
+        }
         return true;
     default:
         break;

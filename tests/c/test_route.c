@@ -34,6 +34,57 @@ static void frame_from_link(uint8_t type, uint8_t number)
     colo_path_flush(r.path);
 }
 
+static void mark(enum colo_mark kind, uint64_t value);
+
+/* The secondary VM's questions for neighbours leave, for the primary VM may have no reason to ask; its probes don't. */
+static void test_questions_of_the_secondary(void)
+{
+    static const struct {
+        const char *name;
+        uint16_t vlan, type;
+        bool probe, whole, leaves;
+        uint8_t op; /* of ARP; ICMPv6's type */
+    } rows[] = {
+        {"request", 0, 0x0806, false, true, true, 1},   {"tagged", 5, 0x0806, false, true, true, 1},
+        {"reply", 0, 0x0806, false, true, false, 2},    {"probe", 0, 0x0806, true, true, false, 1},
+        {"cut", 0, 0x0806, false, false, false, 1},     {"solicitation", 0, 0x86dd, false, true, true, 135},
+        {"DAD", 0, 0x86dd, true, true, false, 135},     {"advertisement", 0, 0x86dd, false, true, false, 136},
+        {"cut solicitation", 0, 0x86dd, false, false, false, 135},
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        uint8_t frame[120] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0, 0, 9}, *p = frame + 12;
+        const char *why;
+        uint32_t len;
+
+        CHECK_NOTE("%s", rows[i].name);
+        set_up(COLO_PATH_PRIMARY);
+        if (rows[i].vlan) {
+            colo_store16(p, 0x8100);
+            colo_store16(p + 2, rows[i].vlan);
+            p += 4;
+        }
+        colo_store16(p, rows[i].type);
+        if (rows[i].type == 0x0806) {
+            colo_store16(p + 8, rows[i].op);
+            colo_store32(p + 16, rows[i].probe ? 0 : 0x0a000009);
+            colo_store32(p + 26, 0x0a000001);
+            len = (uint32_t)(p + 30 - frame);
+        } else {
+            p[8] = 58;
+            p[9] = 255;
+            p[10] = rows[i].probe ? 0 : 0xfd;
+            p[42] = rows[i].op;
+            len = (uint32_t)(p + 66 - frame);
+        }
+        CHECK(record(COLO_LINK_OUTPUT, 0, 0, frame, len - !rows[i].whole, &why));
+        colo_path_flush(r.path);
+        CHECK_EQ(path_silent(r.client[0]), !rows[i].leaves);
+        CHECK_EQ(path_counters(&r).asked, rows[i].leaves);
+        path_end(&r);
+    }
+}
+
 static void mark(enum colo_mark kind, uint64_t value)
 {
     uint8_t data[9] = {(uint8_t)kind};
@@ -725,6 +776,7 @@ static void test_calls_of_the_other_role(void)
 }
 
 CHECK_MAIN(
+    TEST(test_questions_of_the_secondary),
     TEST(test_which_frames_are_compared),
     TEST(test_no_schedule_lets_a_stale_frame_through),
     TEST(test_a_comparator_that_is_slow),
