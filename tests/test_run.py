@@ -22,7 +22,7 @@ from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.guest_files import HELLO
 from coloproxy.testbed.impair import Impairment
 from coloproxy.testbed.namespaces import ROLES, NamespaceOptions, NamespacePair
-from coloproxy.testbed.net import LINK_SECONDARY
+from coloproxy.testbed.net import LINK_SECONDARY, batch
 from coloproxy.testbed.pair_toml import LINK_PORT, PAIR, VM, journal_file
 from coloproxy.testbed.process import Completed, Daemon, run
 from coloproxy.testbed.proxies import TAP, PairFile, Proxy, divergences, fail_over, protect, start_proxy
@@ -318,6 +318,20 @@ async def test_reload_while_a_download_runs(how: str, tmp_path: Path) -> None:
         await fail_over(bed, proxies["secondary"], "kill")
         took_over = await told(bed, "secondary", "took-over")
         assert took_over["addresses"] == 4  # two of IPv4, one of IPv6, the MAC
+
+
+async def test_protection_begins_again_when_the_vms_card_was_lost(tmp_path: Path) -> None:
+    """The engine is a new one then, which would let all pass for ever (R1)."""
+    async with NamespacePair(options(tmp_path, kind="tap")) as bed:
+        proxies = await protect(bed, services=["nginx"])
+        before = (await proxies["primary"].vm_status())["checkpoints"]
+        batch(bed.network.vms["primary"], ["link del eth0"])
+        await logged(proxies["primary"].daemon, "the primary VM is gone")
+        await proxies["primary"].until("connected", lambda vm: vm["nics"][0]["vm_connected"])
+        await proxies["primary"].until("protected", lambda vm: vm["state"] == "protected")
+        status = await proxies["primary"].vm_status()
+        assert status["comparator"]["mode"] == "1"  # COLO_MODE_PROTECTED
+        assert status["checkpoints"] >= before
 
 
 # --------------------------------------------------------------------- stop

@@ -178,6 +178,10 @@ class PrimaryVm(RunningVm):
         self._epochs = _Epochs(self, self._engine)
         self.path.stand_over()
         self._start_engine()
+        # The new engine lets all pass until a guide begins protection. QMP's hears of the next QEMU; the others must be
+        # told that the secondary is there, or they never would.
+        if self._qmp is None and self.link_up:
+            self._sync()
 
     async def serve(self) -> None:
         if self.dialer is not None:

@@ -100,7 +100,8 @@ class SecondaryVm(RunningVm):
             if self._qmp is not None:
                 self._qmp.submit("query-status", None, lambda outcome: self._hear_status(outcome.value))
         elif name == "RESUME":
-            # An operator's stop and cont are no checkpoint. If QEMU had no time to tell, a mark too many is safe.
+            # An operator's stop and cont are no checkpoint. If QEMU had no time to tell, the primary finds one mark too
+            # many, and counts anew (marks.c).
             if self._run_state == "paused":
                 self.path.stand_over()
             else:
