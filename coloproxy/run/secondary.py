@@ -13,7 +13,7 @@ from typing import Any, Final
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
-from coloproxy.path.path import EventKind, Neighbour, PathEvent, Role
+from coloproxy.path.path import Neighbour, Role
 from coloproxy.qmp import Outcome, QmpLink
 from coloproxy.reports import QemuEvent, QmpLost
 
@@ -173,10 +173,6 @@ class SecondaryVm(RunningVm):
 
     def on_left_out(self, place: str) -> None:
         self.say(Message("left-out", text=place))
-
-    def on_path(self, event: PathEvent) -> None:
-        if event.kind is EventKind.GATE_LOST:
-            pass  # QmpLink tells
 
     # --------------------------------------------------------------- control
 

@@ -165,7 +165,7 @@ class RunningVm:
         """For the role: frames for or of the secondary were left out."""
 
     def on_path(self, event: PathEvent) -> None:
-        """For the role: SYNCED, EPOCH, GATE_LOST, and the wires to the comparator."""
+        """For the role: SYNCED, EPOCH, MISCOUNTED, and a wire that is lost. (That the gate is, QmpLink tells.)"""
 
     def say(self, message: Message) -> bool:
         """To the other control plane. False: there is no session, or no room."""

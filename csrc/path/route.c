@@ -202,7 +202,10 @@ bool colo_route_may_read_vm(const struct colo_path *p, int nic)
 
 /* ------------------------------------------------- from the comparator */
 
-/* A TCP segment with SYN: the other side's rewriter needs its number before the client can have answered it. */
+/*
+ * A TCP segment with SYN: the other side's rewriter needs its number before the client can have answered it. A look at a
+ * few bytes, for each released frame pays for it; the rewriter decodes what is sent (colo_parse).
+ */
 static bool has_syn(const struct colo_wire_frame *frame)
 {
     const uint8_t *p = frame->data + frame->vnet_len, *end = frame->data + frame->len;
