@@ -96,6 +96,7 @@ class Counters:
     discarded: dict[Reason, int]
     acks_lowered: int
     acks_emitted: int
+    parts_emitted: int
     compared_bytes: int
     datagrams_reassembled: int
     fragments_dropped: int
@@ -130,6 +131,7 @@ def counters_from_native(n: Any) -> Counters:
         discarded={member: n.discarded[member] for member in Reason},
         acks_lowered=n.acks_lowered,
         acks_emitted=n.acks_emitted,
+        parts_emitted=n.parts_emitted,
         compared_bytes=n.compared_bytes,
         datagrams_reassembled=n.datagrams_reassembled,
         fragments_dropped=n.fragments_dropped,

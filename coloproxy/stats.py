@@ -30,6 +30,7 @@ class Snapshot:
     tolerated: int = 0
     acks_lowered: int = 0
     acks_emitted: int = 0
+    parts_emitted: int = 0
     held_frames: int = 0
     held_bytes: int = 0
 
@@ -49,6 +50,7 @@ class Snapshot:
             tolerated=n.tolerated,
             acks_lowered=n.acks_lowered,
             acks_emitted=n.acks_emitted,
+            parts_emitted=n.parts_emitted,
             held_frames=n.held_frames[0],
             held_bytes=n.held_bytes[0],
         )

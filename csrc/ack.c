@@ -25,10 +25,10 @@
 #include "core.h"
 #include "csum.h"
 #include "load.h"
+#include "own.h"
 #include "seq.h"
 
-enum { TCP_MIN_LEN = 20 };
-enum { TCP_AT_SEQ = 4, TCP_AT_ACK = 8, TCP_AT_DATA_OFFSET = 12, TCP_AT_FLAGS = 13, TCP_AT_CSUM = 16, TCP_AT_URGENT = 18 };
+static const struct colo_bytes NO_SACK = {NULL, 0};
 
 static int64_t ack_reference(const struct colo_tcp *tcp)
 {
@@ -65,26 +65,7 @@ static bool is_pure_ack(const struct colo_rec *rec)
     return !colo_stream_has_range(rec) && !(rec->tcp_flags & COLO_TCP_RST);
 }
 
-static uint32_t header_len(const struct colo_rec *rec)
-{
-    return (uint32_t)rec->l4 + (uint32_t)(rec->data[rec->l4 + TCP_AT_DATA_OFFSET] >> 4) * 4;
-}
-
-static bool may_be_altered(const struct colo_rec *rec)
-{
-    return !(rec->tcp_flags & (COLO_TCP_SYN | COLO_TCP_RST)) && !rec->tcp_auth && header_len(rec) <= COLO_DEBT_BYTES;
-}
-
 /* ------------------------------------------------------------------ debts */
-
-static void remember_header(struct colo_debt *debt, const struct colo_rec *rec)
-{
-    debt->len = (uint16_t)header_len(rec);
-    debt->l3 = rec->l3;
-    debt->l4 = rec->l4;
-    debt->vnet_len = rec->vnet_len;
-    memcpy(debt->head, rec->data, debt->len);
-}
 
 static struct colo_debt *make_debt(colo_comparator *c, struct colo_flow *flow)
 {
@@ -125,92 +106,15 @@ void colo_ack_drop_debt(colo_comparator *c, struct colo_flow *flow)
 
 /* --------------------------------------------------------- ACKs of our own */
 
-enum { OPTION_SACK = 5, OPTION_TIMESTAMPS = 8, MAX_OPTIONS = 40, TIMESTAMPS_AT_ECHO = 2 + 6 };
-
-/* A segment's option of that kind, its kind and length bytes included; NULL: it has none. */
-static const uint8_t *find_option(const uint8_t *tcp, uint8_t kind, uint32_t *size)
+static void emit_ack(colo_comparator *c, struct colo_flow *flow, const struct colo_debt *header, int64_t ack,
+                     struct colo_bytes sack, uint8_t reason)
 {
-    const uint8_t *p = tcp + TCP_MIN_LEN, *end = tcp + (uint32_t)(tcp[TCP_AT_DATA_OFFSET] >> 4) * 4;
+    struct colo_own own = {.header = header, .off = flow->u.tcp.out_high, .ack = ack, .sack = sack, .reason = reason};
 
-    while (end - p >= 2 && p[0] != 0) {
-        if (p[0] == 1) {
-            p++;
-            continue;
-        }
-        if (p[1] < 2 || p[1] > end - p)
-            return NULL;
-        if (p[0] == kind) {
-            *size = p[1];
-            return p;
-        }
-        p += p[1];
-    }
-    return NULL;
-}
-
-/* Appends an option, behind two no-operations for alignment as RFC 7323, appendix A, and RFC 2018 have it. */
-static uint32_t append_option(uint8_t *options, uint32_t len, const uint8_t *option, uint32_t size)
-{
-    if (!option || len + 2 + size > MAX_OPTIONS || (2 + size) % 4)
-        return len;
-    options[len] = options[len + 1] = 1;
-    memcpy(options + len + 2, option, size);
-    return len + 2 + size;
-}
-
-static void finish_lengths(uint8_t *frame, const struct colo_debt *debt, uint32_t tcp_len)
-{
-    uint8_t *ip = frame + debt->l3, *tcp = frame + debt->l4;
-    uint32_t len = debt->l4 + tcp_len;
-    uint64_t sum = 6 + tcp_len; /* the pseudo header's protocol and length */
-
-    if (ip[0] >> 4 == 4) {
-        colo_store16(ip + 2, (uint16_t)(len - debt->l3));
-        colo_store16(ip + 10, 0);
-        colo_store16(ip + 10, colo_csum_fold(colo_csum_add(0, ip, (size_t)(ip[0] & 15) * 4)));
-        sum = colo_csum_add(sum, ip + 12, 8);
-    } else {
-        colo_store16(ip + 4, (uint16_t)(len - debt->l3 - 40));
-        sum = colo_csum_add(sum, ip + 8, 32);
-    }
-    colo_store16(tcp + TCP_AT_CSUM, 0);
-    colo_store16(tcp + TCP_AT_CSUM, colo_csum_fold(colo_csum_add(sum, tcp, tcp_len)));
-}
-
-/*
- * Tells the client `ack`, with the header in `debt`. Of its options the timestamps stay, for the client's PAWS, but the
- * echo is the secondary's latest: where it was the secondary that missed a segment, the primary's older echo would make
- * the client take its retransmission for a spurious one and stop repairing (Eifel, RFC 3522). The header's SACK blocks say what was
- * missing when it was made, and would read as duplicates now (RFC 2883); `sack`, an option of `sack_size` bytes or
- * NULL, takes their place.
- */
-static void emit_ack(colo_comparator *c, struct colo_flow *flow, const struct colo_debt *debt, int64_t ack,
-                     const uint8_t *sack, uint32_t sack_size, uint8_t reason)
-{
-    struct colo_tcp *tcp = &flow->u.tcp;
-    uint8_t frame[COLO_DEBT_BYTES + MAX_OPTIONS], options[MAX_OPTIONS], *p = frame + debt->l4;
-    uint32_t len = 0, size = 0;
-    const uint8_t *timestamps;
-
-    memcpy(frame, debt->head, debt->len);
-    memset(frame, 0, debt->vnet_len); /* no offload is asked for: the checksum is complete */
-    timestamps = find_option(debt->head + debt->l4, OPTION_TIMESTAMPS, &size);
-    len = append_option(options, len, timestamps, size);
-    if (len && tcp->s_echo_known)
-        colo_store32(options + TIMESTAMPS_AT_ECHO, tcp->s_echo);
-    len = append_option(options, len, sack, sack_size);
-    memcpy(p + TCP_MIN_LEN, options, len);
-    len += TCP_MIN_LEN;
-    colo_store32(p + TCP_AT_SEQ, colo_seq_at(tcp->p_base, tcp->out_high));
-    colo_store32(p + TCP_AT_ACK, colo_seq_at(tcp->ack_base, ack));
-    p[TCP_AT_DATA_OFFSET] = (uint8_t)(len / 4 << 4);
-    p[TCP_AT_FLAGS] = COLO_TCP_ACK;
-    colo_store16(p + TCP_AT_URGENT, 0);
-    finish_lengths(frame, debt, len);
-    if (!colo_output_emit(c, frame, debt->l4 + len, debt->vnet_len, flow->id.nic, reason))
+    if (!colo_own_emit(c, flow, &own))
         return; /* out of memory: the debt stays, and is tried again or ends in a checkpoint */
     c->n.acks_emitted++;
-    note_told(tcp, ack);
+    note_told(&flow->u.tcp, ack);
 }
 
 /* The header for an ACK of our own: the debt's, or the waiting frame's in *made; NULL: there is none. */
@@ -220,9 +124,9 @@ static const struct colo_debt *header_for(const struct colo_flow *flow, struct c
 
     if (flow->u.tcp.debt)
         return flow->u.tcp.debt;
-    if (!head || !is_pure_ack(head) || !may_be_altered(head))
+    if (!head || !is_pure_ack(head) || !colo_own_may_alter(head))
         return NULL;
-    remember_header(made, head);
+    colo_own_take_header(made, head);
     return made;
 }
 
@@ -234,18 +138,17 @@ static void pay(colo_comparator *c, struct colo_flow *flow)
     struct colo_debt made;
 
     if (tcp->told_known && tcp->p_acked && tcp->s_acked && both > tcp->told && (header = header_for(flow, &made)))
-        emit_ack(c, flow, header, both, NULL, 0, COLO_REASON_MATCHED);
+        emit_ack(c, flow, header, both, NO_SACK, COLO_REASON_MATCHED);
     if (tcp->debt && tcp->told >= tcp->p_ack)
         colo_ack_drop_debt(c, flow);
 }
 
 void colo_ack_note_echo(struct colo_flow *flow, const uint8_t *header)
 {
-    uint32_t size = 0;
-    const uint8_t *timestamps = find_option(header, OPTION_TIMESTAMPS, &size);
+    struct colo_bytes timestamps = colo_own_option(header, COLO_OPTION_TIMESTAMPS);
 
-    if (timestamps && size == 10) {
-        flow->u.tcp.s_echo = colo_load32(timestamps + 6);
+    if (timestamps.len == 10) {
+        flow->u.tcp.s_echo = colo_load32(timestamps.data + 6);
         flow->u.tcp.s_echo_known = 1;
     }
 }
@@ -255,16 +158,15 @@ void colo_ack_repeat(colo_comparator *c, struct colo_flow *flow, const struct co
     struct colo_tcp *tcp = &flow->u.tcp;
     const struct colo_debt *header;
     struct colo_debt made;
-    const uint8_t *sack;
-    uint32_t size = 0;
+    struct colo_bytes sack;
 
     if (!tcp->p_acked || !tcp->told_known || tcp->p_ack <= tcp->s_ack || tcp->told != tcp->s_ack ||
         rec->ack != colo_seq_at(tcp->ack_base, tcp->s_ack))
         return;
-    sack = find_option(rec->data + rec->l4, OPTION_SACK, &size);
+    sack = colo_own_option(rec->data + rec->l4, COLO_OPTION_SACK);
     header = header_for(flow, &made);
-    if (sack && header)
-        emit_ack(c, flow, header, tcp->s_ack, sack, size, COLO_REASON_MATCHED);
+    if (sack.data && header)
+        emit_ack(c, flow, header, tcp->s_ack, sack, COLO_REASON_MATCHED);
 }
 
 void colo_ack_pay_all(colo_comparator *c, uint8_t reason)
@@ -274,7 +176,7 @@ void colo_ack_pay_all(colo_comparator *c, uint8_t reason)
         struct colo_tcp *tcp = &debt->flow->u.tcp;
 
         if (tcp->p_ack > tcp->told && !tcp->unsure)
-            emit_ack(c, debt->flow, debt, tcp->p_ack, NULL, 0, reason);
+            emit_ack(c, debt->flow, debt, tcp->p_ack, NO_SACK, reason);
         colo_ack_drop_debt(c, debt->flow);
     }
 }
@@ -328,12 +230,12 @@ static enum leave may_leave(colo_comparator *c, struct colo_flow *flow, struct c
         return STAY;
     if (colo_seq_extend(tcp->ack_base, tcp->s_ack, rec->ack) <= tcp->s_ack)
         return LEAVE;
-    if (!may_be_altered(rec))
+    if (!colo_own_may_alter(rec))
         return STAY;
     if (!has_range) {
         struct colo_rec *data = tcp->first_data;
 
-        if (!data || !may_be_altered(data) || !is_covered(c, flow, data))
+        if (!data || !colo_own_may_alter(data) || !is_covered(c, flow, data))
             return STAY;
     }
     return make_debt(c, flow) ? LEAVE_LOWERED : STAY;
@@ -357,7 +259,7 @@ static void lower(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec
 {
     uint32_t ack = colo_seq_at(tcp->ack_base, tcp->s_ack);
 
-    rec->ack_at = (uint16_t)(rec->l4 + TCP_AT_ACK);
+    rec->ack_at = (uint16_t)(rec->l4 + COLO_TCP_AT_ACK);
     /* A partial checksum covers the pseudo header only; the rest, our change too, is added when it is completed. */
     rec->csum = rec->csum_partial ? rec->csum : colo_csum_update32(rec->csum, rec->ack, ack);
     rec->ack = ack;
@@ -366,24 +268,23 @@ static void lower(colo_comparator *c, struct colo_tcp *tcp, struct colo_rec *rec
 
 /*
  * A pure ACK that waited for the secondary is about to leave. If its echo is older than the secondary's, the secondary
- * got there by a retransmission, and the old echo would call that spurious (see emit_ack): an ACK with the right echo
+ * got there by a retransmission, and the old echo would call that spurious (see own.c): an ACK with the right echo
  * goes first, which makes this one old news to the client.
  */
 static void tell_first(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec)
 {
     struct colo_tcp *tcp = &flow->u.tcp;
-    uint32_t size = 0;
-    const uint8_t *timestamps;
+    struct colo_bytes timestamps;
     struct colo_debt header;
 
-    if (!tcp->s_echo_known || !tcp->told_known || !is_pure_ack(rec) || !may_be_altered(rec) ||
+    if (!tcp->s_echo_known || !tcp->told_known || !is_pure_ack(rec) || !colo_own_may_alter(rec) ||
         colo_seq_extend(tcp->ack_base, tcp->told, rec->ack) <= tcp->told)
         return;
-    timestamps = find_option(rec->data + rec->l4, OPTION_TIMESTAMPS, &size);
-    if (!timestamps || size != 10 || colo_seq_extend(colo_load32(timestamps + 6), 0, tcp->s_echo) <= 0)
+    timestamps = colo_own_option(rec->data + rec->l4, COLO_OPTION_TIMESTAMPS);
+    if (timestamps.len != 10 || colo_seq_extend(colo_load32(timestamps.data + 6), 0, tcp->s_echo) <= 0)
         return;
-    remember_header(&header, rec);
-    emit_ack(c, flow, &header, tcp->p_ack < tcp->s_ack ? tcp->p_ack : tcp->s_ack, NULL, 0, COLO_REASON_MATCHED);
+    colo_own_take_header(&header, rec);
+    emit_ack(c, flow, &header, tcp->p_ack < tcp->s_ack ? tcp->p_ack : tcp->s_ack, NO_SACK, COLO_REASON_MATCHED);
 }
 
 void colo_ack_release(colo_comparator *c, struct colo_flow *flow)
@@ -401,8 +302,8 @@ void colo_ack_release(colo_comparator *c, struct colo_flow *flow)
         colo_held_remove(c, rec);
         if (leave == LEAVE_LOWERED)
             lower(c, tcp, rec);
-        if (tcp->debt && may_be_altered(rec))
-            remember_header(tcp->debt, rec); /* its timestamps and window are the latest that the client knows */
+        if (tcp->debt && colo_own_may_alter(rec))
+            colo_own_take_header(tcp->debt, rec); /* its timestamps and window are the latest that the client knows */
         colo_ack_note_released(c, flow, rec);
         colo_output_release(c, rec, COLO_REASON_MATCHED);
     }

@@ -173,7 +173,7 @@ struct colo_frame {
 enum colo_action_kind {
     COLO_RELEASE = 0, /* a primary frame goes to the client, with the patch below if ack_at != 0 */
     COLO_DISCARD = 1, /* a secondary frame is no longer needed */
-    COLO_EMIT = 2,    /* a frame of the comparator's own (an ACK once held back) goes to the client */
+    COLO_EMIT = 2,    /* a frame of the comparator's own goes to the client: an ACK once held back, or part of a held frame */
 };
 
 /* Why an action happened. */
@@ -189,6 +189,9 @@ enum colo_reason {
 };
 
 const char *colo_reason_name(int reason);
+
+/* The longest frame of an EMIT, virtio-net header included: it must pass wherever the guest's own frames do. */
+enum { COLO_EMIT_MAX = 1024 };
 
 /*
  * Actions must be carried out in the order given. A RELEASE whose ack_at is not 0 lowers the ACK number: write
@@ -305,6 +308,7 @@ struct colo_counters {
     uint64_t discarded[8];        /* secondary frames by enum colo_reason */
     uint64_t acks_lowered;        /* frames released with a lowered ACK number */
     uint64_t acks_emitted;        /* ACKs sent later for those */
+    uint64_t parts_emitted;       /* parts of held frames that went ahead: the primary repeated what both had said */
     uint64_t compared_bytes;      /* payload bytes found equal */
     uint64_t divergences[32];     /* by enum colo_cause */
     uint64_t limits[32];          /* refusals, by enum colo_cause */

@@ -170,6 +170,13 @@ void colo_ack_pay_all(colo_comparator *c, uint8_t reason);
 void colo_ack_note_released(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
 void colo_ack_drop_debt(colo_comparator *c, struct colo_flow *flow);
 
+/* part.c */
+/*
+ * The primary says again what lies behind its stream's end; `rec` is in no list, and agrees with what is held, which is
+ * something: what both have said of it may go ahead of the held frame.
+ */
+void colo_part_repeat(colo_comparator *c, struct colo_flow *flow, const struct colo_rec *rec);
+
 /* gap.c */
 /* The flow is compared as far as it goes: a gap may have begun, or closed. */
 void colo_gap_watch(colo_comparator *c, struct colo_flow *flow);

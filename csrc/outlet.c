@@ -12,7 +12,6 @@
 
 enum {
     OWN_SLAB = 16 * 1024,
-    OWN_FRAME_MAX = 1024, /* an ACK with all its headers and options is far smaller */
     JUNK_A_TURN = 16,
 };
 
@@ -88,7 +87,7 @@ int colo_outlet_emit(struct colo_outlet *o, const struct colo_action *action)
     uint32_t from, head;
     int error;
 
-    assert(action->len <= OWN_FRAME_MAX);
+    assert(action->len <= COLO_EMIT_MAX);
     if (!own_room(o, action->len + COLO_FRAMING_HEAD_MAX))
         return COLO_ERR_NOMEM;
     from = o->own_fill;

@@ -302,7 +302,8 @@ static void enter_primary(colo_comparator *c, struct colo_flow *flow, struct col
     note_sent(c, flow, rec);
     /* Only what goes back behind the stream's end can contradict what is held: other frames don't pay for the look. */
     if (tcp->first_data && rec->off < sent && !flow->diverged && colo_stream_has_range(rec))
-        (void)colo_stream_agrees(c, flow, rec);
+        if (colo_stream_agrees(c, flow, rec))
+            colo_part_repeat(c, flow, rec);
     colo_flow_list_push(&flow->p, rec);
     if (!tcp->first_data && colo_stream_has_range(rec))
         tcp->first_data = rec;

@@ -20,11 +20,11 @@ from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, T
 from model.fragments import Reassembly, name_of, put_together
 from model.minimise import minimise
 from model.oracle import Oracle
-from model.packet import PASSED_BY_DEFAULT, Key, Packet, SynOptions
+from model.packet import PASSED_BY_DEFAULT, Key, Packet, SynOptions, parse
 from model.rules import policy_of, tolerances_of
 from model.run import Commit, Feed, Run, Step, Stop, Tick
 from model.toy import Item, Toy, Track
-from model.verdict import NEVER, Cause, Config, Diverged, Reason, Release, Violation, Want
+from model.verdict import NEVER, Cause, Config, Diverged, Emit, Reason, Release, Violation, Want
 from strategies import seeded, spoil_one_byte, spoil_one_fin
 from world import World
 
@@ -469,6 +469,26 @@ class EmitsWithoutVlan(Toy):
         return wire.tcp(path, inc.released_end or 0, ack)
 
 
+class SendsMoreThanItsPart(Toy):
+    """R1: of a held frame that the primary repeats all goes ahead, not what both have said."""
+
+    def said_by_both(self, facts: TcpFlow, segment: Segment) -> bytes:
+        return segment.packet.body if super().said_by_both(facts, segment) else b""
+
+
+class SendsPartsWithNewerStamps(Toy):
+    """bytes: a part has the repetition's timestamps, to which the held frame's are older."""
+
+    def send_part(self, track: Track, facts: TcpFlow, item: Item) -> None:
+        before = len(self.actions)
+        super().send_part(track, facts, item)
+        if len(self.actions) > before and item.segment is not None:
+            *_, part = self.actions
+            assert isinstance(part, Emit)
+            packet = parse(part.data)
+            self.actions[-1] = Emit(self.build(item, packet.seq, packet.ack, packet.body), nic=part.nic)
+
+
 class StripsPadding(Toy):
     """bytes: frames leave as they were parsed, not as they came."""
 
@@ -726,6 +746,18 @@ def urgent() -> list[Step]:
     return [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3), Feed(0, (ours,), 4), Stop(5), Commit(6, 6)]
 
 
+def part() -> list[Step]:
+    """The primary repeats a frame of which the secondary has said the front."""
+    options = wire.Options(timestamps=True)
+
+    def segment(at: int, body: bytes, tsval: int) -> bytes:
+        return wire.tcp(wire.Path(), at, 9, wire.ACK, body, options, wire.Noise(tsval=tsval))
+
+    ours, again, theirs = segment(12, b"abcdef", 5), segment(12, b"abcdef", 6), segment(9, b"xyzabcd", 5)
+    begin: list[Step] = [Stop(0), Commit(1, 2), Feed(1, (theirs,), 3)]
+    return [*begin, Feed(0, (segment(9, b"xyz", 5), ours), 4), Feed(0, (again,), 5), Stop(6), Commit(7, 7)]
+
+
 def contradiction() -> list[Step]:
     """The primary overlaps a held frame of its own with another byte."""
     ours = tuple(wire.tcp(wire.Path(), 9 + at, 9, wire.ACK, data) for at, data in ((0, b"abc"), (1, b"Bcd")))
@@ -807,6 +839,7 @@ def trials(make: type[Toy]) -> Iterable[Callable[[], object]]:
     yield play(a_reset(), Config())
     yield play(urgent(), Config())
     yield play(contradiction(), Config())
+    yield play(part(), Config())
     yield play(ruled(), Config(rules=RULED))
     for said in ((b"id=", b"id="), (b"the id=12|x", b"the id=34|x"), (b"the id=12|x", b"the id=34|y"),
                  (b"the id=1234", b"the id=5678"), (b"the id=1|2", b"the id=123")):  # fmt: skip

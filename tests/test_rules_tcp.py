@@ -42,6 +42,7 @@ MSS = "x" * 1448
 BULK = bytes(range(251)) * 12
 V6 = Path.v6()
 MD5 = Options(md5=True)
+PART_MAX = 752  # of a part of a held frame: COLO_OWN_BODY_MAX
 
 HANDSHAKE: dict[str, list[Row]] = {
     "a SYN-ACK is held until the secondary's has come, whatever its initial number": [
@@ -275,6 +276,126 @@ STREAM: dict[str, list[Row]] = {
         *OPEN,
         (p(0, "abc", psh=True), ""),
         (s(0, "abc"), "p2"),
+    ],
+}
+
+PARTS: dict[str, list[Row]] = {
+    "what both have said of a held frame leaves when the primary says it again": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abcd"), ""),
+        (p(0, "abcdef"), "part0-4"),
+        (s(4, "ef"), "p2 p3"),
+    ],
+    "each time it does": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "ab"), ""),
+        (p(0, "abcdef"), "part0-2"),
+        (s(2, "cd"), ""),
+        (p(2, "cdef"), "part2-4"),
+        (p(0, "abc"), "part0-3"),
+        (s(4, "ef"), "p2 p3 p4 p5"),
+    ],
+    "with the ACK that the client has been told": [
+        *OPEN,
+        (p(0, "abcdef", ack=9), ""),
+        (s(0, "abcd", ack=5), ""),
+        (p(0, "abcdef", ack=9), "part0-4"),
+        (s(4, "ef", ack=7), "p2^7 p3^7"),
+        (s(6, ack=9), "ack9"),
+    ],
+    "behind what has left already": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(0, "abc"), "p2"),
+        (p(3, "defghi"), ""),
+        (s(3, "de"), ""),
+        (p(0, "abcdef"), "part0-5"),
+        (s(5, "fghi"), "p3 p4"),
+    ],
+    "what has left already, too": [
+        *OPEN,
+        (p(0, "abc"), ""),
+        (s(0, "abc"), "p2"),
+        (p(3, "def"), ""),
+        (p(0, "abc"), "part0-3"),
+        (s(3, "def"), "p3 p4"),
+    ],
+    "a probe of the tail, of which nothing is said by both, waits": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abc"), ""),
+        (p(3, "def"), ""),
+        (s(3, "def"), "p2 p3"),
+    ],
+    "no more than fits a small frame": [
+        *OPEN,
+        (p(0, BULK), ""),
+        (s(0, BULK[:2000]), ""),
+        (p(0, BULK[:1448]), f"part0-{PART_MAX}"),
+        (p(PART_MAX, BULK[PART_MAX : PART_MAX + 1448]), f"part{PART_MAX}-{2 * PART_MAX}"),
+        (s(2000, BULK[2000:]), "p2 p3 p4"),
+    ],
+    "the FIN stays behind": [
+        *OPEN,
+        (p(0, "abc", fin=True), ""),
+        (s(0, "abc"), ""),
+        (p(0, "abc", fin=True), "part0-3"),
+        (s(3, fin=True), "p2 p3"),
+    ],
+    "not where a frame waits for its ACK number only": [
+        *OPEN,
+        (p(0, "abc", ack=9, options=MD5), ""),
+        (s(0, "abc", ack=5), ""),
+        (p(0, "abc", ack=9, options=MD5), ""),
+        (s(3, ack=9), "p2 p3"),
+    ],
+    "not of what is signed": [
+        *OPEN,
+        (p(0, "abcdef", options=MD5), ""),
+        (s(0, "abcd"), ""),
+        (p(0, "abcdef", options=MD5), ""),
+        (s(4, "ef"), "p2 p3"),
+    ],
+    "not of what is urgent": [
+        *OPEN,
+        (p(0, "abcdef", urg=True, urgent=3), ""),
+        (s(0, "abcd", urg=True, urgent=3), ""),
+        (p(0, "abcdef", urg=True, urgent=3), ""),
+        (s(4, "ef"), "p2 p3"),
+    ],
+    "not of what the primary contradicts": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abcd"), ""),
+        (p(0, "abXdef"), "!conflict@2 want:conflict"),
+        (commit(), "p2 p3"),
+    ],
+    "not of a flow that has diverged": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abcX"), "!payload@3 want:payload"),
+        (p(0, "abc"), ""),
+        (commit(), "p2 p3"),
+    ],
+    "not while the VMs stand still": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abcd"), ""),
+        (stop(), ""),
+        (p(0, "abcdef"), ""),
+        (abort(), "part0-4"),
+        (s(4, "ef"), "p2 p3"),
+    ],
+    "nothing of the last epoch's": [
+        *OPEN,
+        (p(0, "abcdef"), ""),
+        (s(0, "abcd"), ""),
+        (commit(), "p2"),
+        (p(6, "ghi"), ""),
+        (p(6, "ghi"), ""),
+        (s(6, "ghi"), "p3 p4"),
     ],
 }
 
@@ -891,6 +1012,7 @@ CORNERS: dict[str, list[Row]] = {
 GROUPS = {
     "handshake": HANDSHAKE,
     "stream": STREAM,
+    "parts": PARTS,
     "differences": DIFFERENCES,
     "acks": ACKS,
     "endings": ENDINGS,

@@ -20,7 +20,6 @@ import pytest
 from coloproxy.testbed.client import Transfer, TransferResult
 from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.guest_files import HELLO
-from coloproxy.testbed.impair import Impairment
 from coloproxy.testbed.namespaces import ROLES, NamespaceOptions, NamespacePair
 from coloproxy.testbed.net import LINK_SECONDARY, batch
 from coloproxy.testbed.pair_toml import LINK_PORT, PAIR, VM, journal_file
@@ -47,17 +46,6 @@ def options(tmp_path: Path, **more: Any) -> NamespaceOptions:
 async def begin(bed: NamespacePair) -> Transfer:
     """A download that has a while to go."""
     transfer = await bed.client.download(limit_rate="3M")
-    await transfer.reached(500_000, deadline=30)
-    return transfer
-
-
-async def begin_undisturbed(bed: NamespacePair) -> Transfer:
-    """The same at the pace of a slow cable, at which the VMs never differ.
-
-    curl's own limit is another thing: it leaves the window shut now and then.
-    """
-    await bed.relays["client"].set(to_left=Impairment(rate=24e6, queue=20000))
-    transfer = await bed.client.download()
     await transfer.reached(500_000, deadline=30)
     return transfer
 
@@ -133,7 +121,7 @@ async def test_strangers_on_the_links_port(tmp_path: Path) -> None:
         )
         await secondary.until("up again", lambda vm: vm["link"]["state"] == "up")
 
-        transfer = await begin_undisturbed(bed)
+        transfer = await begin(bed)
         before = untouched(await primary.vm_status())
         sizes = {role: memory(proxy.daemon) for role, proxy in proxies.items()}
         slow = await bed.run_in_host("primary", "slow", [*STRANGERS, "slow", "40"])
@@ -274,7 +262,7 @@ async def logged(daemon: Daemon, pattern: str, since: int = 0) -> None:
 async def test_reload_while_a_download_runs(how: str, tmp_path: Path) -> None:
     async with NamespacePair(options(tmp_path, large_bytes=20_000_000, impaired=SLOW_CABLE)) as bed:
         proxies = await protect(bed, PairFile(process={"log_level": "info"}), services=["nginx"])
-        transfer = await begin_undisturbed(bed)
+        transfer = await begin(bed)
         before = untouched(await proxies["primary"].vm_status())
         edit(bed, '"10.99.0.2", ', '"10.99.0.2", "10.99.0.77", ')
         good = edit(bed, 'log_level = "info"', 'log_level = "debug"')

@@ -65,6 +65,20 @@ async def test_what_is_equal_needs_no_checkpoint(kind: VmKind, offloads: bool, t
         assert (await proxies["primary"].ctl("status"))["vms"][0]["state"] == "protected"
 
 
+@pytest.mark.parametrize("offloads", [False, True], ids=["plain", "offloads"])
+async def test_a_slow_reader_needs_no_checkpoint(offloads: bool, tmp_path: Path) -> None:
+    """Its window is shut now and then, and the VMs end the segments that fill it at other bytes."""
+    options = NamespaceOptions(kind="packet", offloads=offloads, large_bytes=24_000_000, keep_logs=tmp_path)
+    async with NamespacePair(options) as bed:
+        proxies = await protect(bed, services=("nginx",))
+        transfers = [await bed.client.download(limit_rate="5M", ipv6=ipv6) for ipv6 in (False, True, False, True)]
+        for transfer in transfers:
+            result = await transfer.result(60)
+            assert (result.returncode, result.sha256) == (0, bed.content.large_sha256)
+        status = await proxies["primary"].vm_status()
+        assert (divergences(status), status["checkpoints"]) == (0, 0)
+
+
 async def http2_over_tls(bed: NamespacePair, ipv6: bool) -> None:
     page = await bed.client.get_http2("/large.bin", tls=True, ipv6=ipv6)
     assert hashlib.sha256(page).hexdigest() == bed.content.large_sha256

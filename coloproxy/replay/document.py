@@ -111,6 +111,7 @@ def _counters(counters: Counters) -> dict[str, object]:
         "compared_bytes": counters.compared_bytes,
         "acks_lowered": counters.acks_lowered,
         "acks_emitted": counters.acks_emitted,
+        "parts_emitted": counters.parts_emitted,
         "flows_made": counters.flows_made,
         "flows_evicted": counters.flows_evicted,
         "held_frames_peak": counters.held_frames_peak,

@@ -274,19 +274,39 @@ static void on_frame(struct run *r, const struct colo_action *a)
     give_back(f);
 }
 
+/* Some frame of that side's, on the same flow, said the `len` bytes from `seq` on in which `at` lies. */
+static bool was_said(const struct run *r, uint8_t side, const struct colo_packet *part, const uint8_t *bytes)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        struct colo_packet p;
+        uint32_t at;
+
+        if (!seen[i].fed || seen[i].step->side != side || memcmp(&seen[i].id, &part->id, sizeof part->id) != 0)
+            continue;
+        colo_parse(seen[i].data, seen[i].step->frame_len, seen[i].step->vnet_len, &p);
+        at = part->seq - p.seq;
+        if (at < p.body_len && part->body_len <= p.body_len - at && !memcmp(seen[i].data + p.body + at, bytes, part->body_len))
+            return true;
+    }
+    return false;
+}
+
 static void on_emit(const struct run *r, const struct colo_action *a)
 {
     uint8_t *copy = copy_of(a->data, a->len);
     struct colo_packet packet;
     bool known = false;
 
+    MUST(a->len <= COLO_EMIT_MAX, "%u bytes", a->len);
     colo_parse(copy, a->len, a->vnet_len, &packet);
-    MUST(packet.id.cls == COLO_CLASS_TCP && packet.tcp_flags == COLO_TCP_ACK && !packet.body_len, "no plain ACK");
-    MUST(r->mode != COLO_MODE_STOPPED, "an ACK while the VMs stand still");
+    MUST(packet.id.cls == COLO_CLASS_TCP && packet.tcp_flags == COLO_TCP_ACK, "more than an ACK");
+    MUST(r->mode != COLO_MODE_STOPPED, "a segment of our own while the VMs stand still");
+    MUST(!packet.body_len || r->mode == COLO_MODE_PROTECTED, "part of a frame without a secondary");
     for (size_t i = 0; i < r->count; i++)
         known |= seen[i].fed && seen[i].step->side == COLO_PRIMARY &&
                  memcmp(&seen[i].id, &packet.id, sizeof packet.id) == 0;
     MUST(known || r->raw, "an ACK on no flow of the primary's");
+    MUST(!packet.body_len || r->raw || was_said(r, COLO_PRIMARY, &packet, copy + packet.body), "bytes of nobody's");
     free(copy);
 }
 

@@ -92,6 +92,11 @@ class Segment:
         return self.start + len(self.packet.body) + self.packet.fin
 
     @property
+    def has_range(self) -> bool:
+        """It says something at some position."""
+        return not self.packet.rst and bool(self.packet.body or self.packet.syn or self.packet.fin)
+
+    @property
     def fin(self) -> int | None:
         return self.start + len(self.packet.body) if self.packet.fin else None
 

@@ -25,7 +25,7 @@ import wire
 from coloproxy.rules import Policy
 from model.events import EventJudge
 from model.facts import ALONE, PROTECTED, STOPPED, Held
-from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow
+from model.flow import PRIMARY, SECONDARY, DatagramFlow, Incarnation, Segment, TcpFlow, near
 from model.packet import Cls, Key, Packet, parse
 from model.verdict import Action, Cause, Discard, Emit, Event, Limit, Reason, Release, Violation, Want
 
@@ -224,17 +224,51 @@ class Oracle(EventJudge):
         if not isinstance(flow, TcpFlow):
             raise Violation("bytes", "a frame of no known TCP flow was emitted")
         self.emitted.append(action.data)
-        if not packet.pure_ack or packet.flags != wire.ACK:
-            raise Violation("bytes", f"what was emitted is no plain ACK (flags {packet.flags:#x})")
+        if packet.flags != wire.ACK:
+            raise Violation("bytes", f"what was emitted has more flags than ACK ({packet.flags:#x})")
         if not packet.checksums_ok:
-            raise Violation("bytes", "an emitted ACK has a wrong checksum")
+            raise Violation("bytes", "an emitted segment has a wrong checksum")
         latest = self.latest.get(packet.key)
         if latest is None:
             raise Violation("bytes", "an ACK was emitted on a flow of which nothing has left")
         if packet.key in self.fragmented:
             return
+        if packet.body:
+            self._judge_part(flow, packet)
+            return
         inc = flow.incarnation(self._newest_released(flow))
         self._judge_emitted_numbers(flow, inc, packet, latest)
+
+    def _judge_part(self, flow: TcpFlow, packet: Packet) -> None:
+        """Part of a held frame, which the primary has repeated: it says what both have said."""
+        waiting = next((h for h in self.queues[packet.key] if h.segment and h.segment.has_range), None)
+        if self.mode != PROTECTED or self.policy(packet.key) != Policy.COMPARE or packet.key in self.settled_divergence:
+            raise Violation("R1", "part of a frame was emitted, and nothing but a commit covers it")
+        number = waiting.segment.incarnation if waiting and waiting.segment else -1
+        inc = flow.incarnation(number)
+        reference = inc.reference[PRIMARY]
+        if waiting is None or reference is None or inc.told is None:
+            raise Violation("bytes", "part of a frame was emitted, and no frame waits")
+        part = Segment(packet, number, near(reference, packet.seq), inc.told)
+        ever = [inc.ever.get(position) for position in range(part.start, part.end)]
+        if ever != list(packet.body):
+            raise Violation(
+                "R1", f"{len(packet.body)} bytes at {part.start} were emitted that the primary has not said"
+            )
+        if not flow.content_matches(part, before=self.step_number):
+            raise Violation(
+                "R1", f"{len(packet.body)} bytes at {part.start} were emitted that the secondary has not said"
+            )
+        if packet.ack != inc.told % 2**32 or packet.sack:
+            raise Violation("R1", f"part of a frame was emitted with ACK {packet.ack}, the client was told {inc.told}")
+        ours = waiting.packet.timestamps
+        if (ours and ours[0]) != (packet.timestamps and packet.timestamps[0]):
+            raise Violation(
+                "bytes", f"part of {waiting.name} was emitted with timestamps {packet.timestamps}, not {ours}"
+            )
+        if packet.timestamps and ours and packet.timestamps[1] not in {ours[1], *inc.echoes}:
+            raise Violation("bytes", f"part of {waiting.name} was emitted with an echo that neither sent")
+        inc.released_end = part.end if inc.released_end is None else max(inc.released_end, part.end)
 
     def _newest_released(self, flow: TcpFlow) -> int:
         return max(number for number, inc in flow.incarnations.items() if inc.told is not None)

@@ -12,6 +12,7 @@ A case is a list of rows; a row is a step and what it makes the comparator do:
     "p2"        the primary's second frame leaves as it came
     "p2^7"      ... with its ACK number lowered to 7
     "ack7"      an ACK of the comparator's own tells 7
+    "part3-9"   a segment of the comparator's own has the primary's bytes 3..9
     "!payload@3"  a divergence at stream offset 3; "!timeout:ack" when something has waited too long
     "tolerated@7"  a sample of what a rule tolerates
     "want:fin"  a checkpoint is wanted; "limit:frames" a limit is told of
@@ -31,7 +32,7 @@ from wire import Noise, Options, Path
 
 from model.flow import PRIMARY, SECONDARY, near
 from model.oracle import Oracle
-from model.packet import parse
+from model.packet import Packet, parse
 from model.run import Abort, Alone, Commit, Feed, Run, Step, Stop, Tick
 from model.verdict import TIMEOUTS, Action, Config, Diverged, Emit, Event, Limit, Release, Subject, Tolerated, Want
 
@@ -236,17 +237,26 @@ class Table:
                     text += f"^{self._ack(action.data, wire.vnet_len(fed.data))}"
                 out.append(text)
             elif isinstance(action, Emit):
-                out.append(f"ack{self._ack(action.data, action.vnet_len)}")
+                packet = _parsed(action.data, action.vnet_len)
+                if packet.body:
+                    start = near(0, packet.seq - self.numbers.primary - 1)
+                    out.append(f"part{start}-{start + len(packet.body)}")
+                else:
+                    out.append(f"ack{self._ack(action.data, action.vnet_len)}")
         for event in done[1]:
             out.append(_event(event))
         return out
 
     def _ack(self, data: bytes, vnet_len: int) -> int:
-        if vnet_len:
-            framed = wire.VnetFrame(data)
-            framed.vnet_len = vnet_len
-            data = framed
-        return near(0, parse(data).ack - self.numbers.client - 1)
+        return near(0, _parsed(data, vnet_len).ack - self.numbers.client - 1)
+
+
+def _parsed(data: bytes, vnet_len: int) -> Packet:
+    if vnet_len:
+        framed = wire.VnetFrame(data)
+        framed.vnet_len = vnet_len
+        data = framed
+    return parse(data)
 
 
 def _event(event: Event) -> str:

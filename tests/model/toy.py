@@ -321,6 +321,8 @@ class Toy:
                 item.segment = track.facts.place(item.side, item.packet)
             track.facts.say(item.side, item.segment)
             self.watch_gap(track, track.facts, item.time)
+            if item.side == PRIMARY and self.mode == PROTECTED and not track.diverged:
+                self.send_part(track, track.facts, item)
         elif item.side == SECONDARY:
             track.facts.say(item.packet)
         if self.mode == PROTECTED and self.waits_for_commit(item.packet.key):
@@ -446,13 +448,42 @@ class Toy:
     def ack_to_emit(self, owed: int, limit: int) -> int:
         return min(owed, limit)
 
+    def send_part(self, track: Track, facts: TcpFlow, item: Item) -> None:
+        """The primary repeats what waits: what both have said of it goes ahead."""
+        segment = item.segment
+        assert segment is not None
+        inc = facts.incarnation(segment.incarnation)
+        waiting = next((i for i in track.queue if i.segment and i.segment.has_range), None)
+        if waiting is None or waiting is item or waiting.segment is None or inc.told is None:
+            return
+        marked = segment.mark is not None or inc.mark_ever is not None or inc.said[SECONDARY].marks
+        if waiting.segment.incarnation != segment.incarnation or item.packet.syn or item.packet.rst or marked:
+            return
+        if not self.is_lowerable(waiting.packet) or self.content_matches(facts, waiting.segment):
+            return
+        body = self.said_by_both(facts, segment)[:752]
+        if body and not inc.conflicts:
+            inc.released_end = max(inc.released_end or 0, segment.start + len(body))
+            data = self.build(waiting, segment.start, inc.told, body)
+            self.actions.append(Emit(data, nic=waiting.packet.key.nic))
+
+    def said_by_both(self, facts: TcpFlow, segment: Segment) -> bytes:
+        """The front of what it says."""
+        body = segment.packet.body
+        parts = (replace(segment, packet=replace(segment.packet, body=body[:length], flags=wire.ACK))
+                 for length in range(len(body), 0, -1))  # fmt: skip
+        return next((p.packet.body for p in parts if facts.content_matches(p) and facts.is_contiguous(p)), b"")
+
     def build_ack(self, like: Item, inc: Incarnation, ack: int) -> bytes:
+        return self.build(like, inc.released_end or 0, ack)
+
+    def build(self, like: Item, start: int, ack: int, body: bytes = b"") -> bytes:
         packet, key = like.packet, like.packet.key
         path = wire.Path(key.family, key.src, key.dst, key.sport, key.dport, key.vlans)
         stamps = packet.timestamps
         noise = wire.Noise(window=packet.window, tsval=stamps[0] if stamps else 0, tsecr=stamps[1] if stamps else 0)
         options = wire.Options(timestamps=stamps is not None)
-        return wire.tcp(path, inc.released_end or 0, ack, wire.ACK, options=options, noise=noise)
+        return wire.tcp(path, start, ack, wire.ACK, body, options=options, noise=noise)
 
     # ---- epochs
 
