@@ -283,9 +283,10 @@ static bool was_said(const struct run *r, uint8_t side, const struct colo_packet
 
         if (!seen[i].fed || seen[i].step->side != side || memcmp(&seen[i].id, &part->id, sizeof part->id) != 0)
             continue;
-        colo_parse(seen[i].data, seen[i].step->frame_len, seen[i].step->vnet_len, &p);
+        colo_parse(seen[i].step->frame, seen[i].step->frame_len, seen[i].step->vnet_len, &p);
         at = part->seq - p.seq;
-        if (at < p.body_len && part->body_len <= p.body_len - at && !memcmp(seen[i].data + p.body + at, bytes, part->body_len))
+        if (at < p.body_len && part->body_len <= p.body_len - at &&
+            !memcmp(seen[i].step->frame + p.body + at, bytes, part->body_len))
             return true;
     }
     return false;
