@@ -13,6 +13,8 @@ ColoproxyError
  |         +-- ControlUnreachable   nobody answers there
  |         +-- ControlRefused       the answer is an error
  +-- DeviceError         a network device that can't be made, opened or set up
+ +-- VmmError            QEMU's process can't be started, adopted, reached or ended
+ |    +-- VmmExited      it has ended; holds its exit status
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)
@@ -95,6 +97,22 @@ class ControlRefused(ControlError):
 
 class DeviceError(ColoproxyError):
     """A TAP, an interface or a bridge that can't be made, opened or set up."""
+
+
+class VmmError(ColoproxyError):
+    """QEMU's process can't be started, adopted, reached or ended."""
+
+
+class VmmExited(VmmError):
+    """QEMU has ended while something was expected of it.
+
+    Attributes:
+        status: its exit status, -N if signal N ended it; None: not known, for it was not our child.
+    """
+
+    def __init__(self, status: int | None, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class CaptureError(ColoproxyError):
