@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * tcg_colo_shim: an LD_PRELOAD library that lets QEMU run COLO without KVM. For test beds only.
+ * tcg_colo_shim: an LD_PRELOAD library that lets QEMU run COLO without KVM. To show and to test, not to serve.
  *
  * What goes wrong without it.  migration/colo.c calls qemu_savevm_live_state() from the COLO thread without
  * holding QEMU's big lock.  With KVM nothing down there waits.  Under TCG it ends in do_run_on_cpu(), which

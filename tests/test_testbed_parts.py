@@ -21,6 +21,7 @@ from coloproxy.testbed.addition import NO_ADDITION, START_FILE, AddedFile, Addit
 from coloproxy.testbed.cpio import CpioWriter
 from coloproxy.testbed.errors import DeadlineError, GuestError, ProcessError
 from coloproxy.testbed.net import LINK_PRIMARY, LINK_SECONDARY
+from coloproxy.vmm.acceleration import probe_rom
 
 
 def archive() -> bytes:
@@ -155,7 +156,7 @@ def test_leftovers_of_the_dead_go_and_of_the_living_stay(monkeypatch: pytest.Mon
 @pytest.mark.skipif(shutil.which(tcg.QEMU) is None, reason="no QEMU here")
 def test_the_kvm_probe_runs_to_its_end_when_emulated(tmp_path: Path) -> None:
     rom = tmp_path / "rom"
-    rom.write_bytes(tcg._probe_rom())
+    rom.write_bytes(probe_rom())
     argv = [tcg.QEMU, "-accel", "tcg", "-M", "pc", "-m", "1", "-nodefaults", "-display", "none", "-bios", str(rom)]
     argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     assert subprocess.run(argv, check=False, timeout=30).returncode == 33

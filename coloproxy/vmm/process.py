@@ -151,27 +151,11 @@ class QemuProcess:
         Raises VmmError: something runs here that can't be proven to be ours; nothing is done to it.
         """
         files = _of(state)
-        for _ in range(2):
-            pid = pidfile_holder(files.pidfile)
-            if pid is None:
-                return None
-            try:
-                process = Pidfd(pid)
-            except ProcessLookupError:
-                continue  # it ended just now
-            # From here on the number can't change hands; so what is true of it now is true of the process.
-            if pidfile_holder(files.pidfile) == pid and process.alive():
-                break
-            process.close()
-        else:
-            raise VmmError(f"{files.pidfile}: its holder changes all the time")
+        process = _hold(files)
+        if process is None:
+            return None
         try:
-            argv = command_line(pid)
-            if not _is_named(argv, name):
-                raise VmmError(f"process {pid} holds {files.pidfile}, but is no QEMU of VM {name}: {shlex.join(argv)}")
-            owner = listener(files.control)
-            if owner not in (None, pid):
-                raise VmmError(f"{files.control} is not process {pid}'s, which holds {files.pidfile}, but {owner}'s")
+            argv = _prove(process.pid, name, files)
         except BaseException:
             process.close()
             raise
@@ -347,6 +331,35 @@ def _of(state: StateDirectory) -> Files:
     if not state.held:
         raise VmmError(f"{state.files.directory} is not locked any more")
     return state.files
+
+
+def _hold(files: Files) -> Pidfd | None:
+    """The process that holds the pidfile's lock; None: nobody. Raises VmmError."""
+    for _ in range(3):
+        pid = pidfile_holder(files.pidfile)
+        if pid is None:
+            return None
+        try:
+            process = Pidfd(pid)
+        except ProcessLookupError:
+            continue  # it ended just now
+        # From here on the number can't change hands; so what is true of it now is true of the process.
+        if pidfile_holder(files.pidfile) == pid and process.alive():
+            return process
+        process.close()
+    raise VmmError(f"{files.pidfile}: its holder changes all the time")
+
+
+def _prove(pid: int, name: str, files: Files) -> list[str]:
+    """The command line of the pidfile's holder, if it is the QEMU of that VM, monitors included. Raises VmmError."""
+    argv = command_line(pid)
+    if not _is_named(argv, name):
+        raise VmmError(f"process {pid} holds {files.pidfile}, but is no QEMU of VM {name}: {shlex.join(argv)}")
+    for path in (files.control, files.oob):
+        owner = listener(path)
+        if owner not in (None, pid):
+            raise VmmError(f"{path} is not process {pid}'s, which holds {files.pidfile}, but {owner}'s")
+    return argv
 
 
 def _give(files: Files, account: Account) -> None:
