@@ -93,7 +93,7 @@ def explain_event(name: str, data: Mapping[str, object], status: str | None = No
         case "POWERDOWN":
             return "the guest was asked to power off (system_powerdown)"
         case "STOP":
-            return f"stopped: {explain_status(status)}" if status else "stopped: by an operator, or for a checkpoint"
+            return explain_status(status) if status else "stopped, by an operator or for a checkpoint"
         case "RESUME":
             return "runs"
         case "SUSPEND" | "SUSPEND_DISK":

@@ -82,11 +82,10 @@ def _number(pidfile: Path) -> int | None:
 
 
 def _has_lock(pid: int, file: os.stat_result) -> bool:
-    """True if one of the process's descriptors holds a lock on that file (proc(5), fdinfo)."""
-    inode = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    """True if one of the process's descriptors of that file holds a lock (proc(5), fdinfo)."""
     with suppress(OSError):
-        for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                if any(line.startswith("lock:") and inode in line for line in info.read_text().splitlines()):
+                if os.path.samestat(fd.stat(), file) and "\nlock:" in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text():
                     return True
     return False

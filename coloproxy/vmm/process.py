@@ -135,9 +135,7 @@ class QemuProcess:
         try:
             await qemu._come_up(offset, deadline_s)
         except BaseException:
-            process.kill()
-            await asyncio.shield(qemu._ended(KILL_S))
-            await qemu.close()
+            await asyncio.shield(qemu._give_up())
             raise
         return qemu
 
@@ -265,6 +263,20 @@ class QemuProcess:
                 "is it a wrapper that does not exec QEMU, or does the command line lack our options?"
             )
         await self._check_name(deadline_s)
+
+    async def _give_up(self) -> None:
+        """Ends what launch() has started: the process, and a QEMU that it has started in its turn (a wrapper)."""
+        self._process.kill()
+        with contextlib.suppress(VmmError, ProcessLookupError):
+            holder = _hold(self.files)
+            if holder is not None and holder.pid != self.pid and os.getsid(holder.pid) == self.pid:
+                holder.kill()
+                await asyncio.shield(holder.exited)
+            if holder is not None:
+                holder.close()
+        with contextlib.suppress(VmmError):
+            await self._ended(KILL_S)
+        await self.close()
 
     async def _check_name(self, deadline_s: float) -> None:
         """Raises VmmError if QEMU answers and says that it is another VM."""
