@@ -14,6 +14,7 @@ ColoproxyError
  |         +-- ControlRefused       the answer is an error
  +-- DeviceError         a network device that can't be made, opened or set up
  +-- VmmError            QEMU's process can't be started, adopted, reached or ended
+ |    +-- VmmBusy        one runs already where one was to be started
  |    +-- VmmExited      it has ended; holds its exit status
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
@@ -101,6 +102,10 @@ class DeviceError(ColoproxyError):
 
 class VmmError(ColoproxyError):
     """QEMU's process can't be started, adopted, reached or ended."""
+
+
+class VmmBusy(VmmError):
+    """A QEMU runs already where one was to be started: it may be adopted."""
 
 
 class VmmExited(VmmError):

@@ -19,7 +19,7 @@ import pytest
 from qemu_process import needs_qemu
 
 from coloproxy.address import Address
-from coloproxy.errors import QmpError, VmmError, VmmExited
+from coloproxy.errors import QmpError, VmmBusy, VmmError, VmmExited
 from coloproxy.qmp import QmpLink
 from coloproxy.vmm import (
     Acceleration,
@@ -91,6 +91,12 @@ def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def descriptors(pid: int) -> dict[int, Path]:
     return {int(fd.name): fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP to a child, and waits until its last thread stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
 
 
 def about(pid: int) -> tuple[int, str]:
@@ -201,7 +207,7 @@ async def test_a_cancelled_launch_leaves_nothing(state: StateDirectory) -> None:
 @needs_qemu
 async def test_a_second_launch_is_refused(state: StateDirectory) -> None:
     qemu = await launch(state)
-    with pytest.raises(VmmError, match=f"runs here already, process {qemu.pid}: adopt it"):
+    with pytest.raises(VmmBusy, match=f"runs here already, process {qemu.pid}: adopt it"):
         await launch(state)
     # Even one that does not know of us gives way before it touches the first one's sockets.
     inode = state.files.control.stat().st_ino
@@ -277,9 +283,45 @@ async def test_it_survives_us_and_is_found_again(tmp_path: Path) -> None:
         assert await QemuProcess.adopt(state, "web") is None
 
 
+HASTY = """
+import os, signal, sys
+from pathlib import Path
+from coloproxy.vmm.detached import start_detached
+
+output = os.open("/dev/null", os.O_WRONLY)
+print(start_detached(sys.argv[2:], output, environment={}, directory=Path(sys.argv[1])), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_qemu
+async def test_one_that_was_started_just_before_our_end_gives_way_or_is_adopted(state: StateDirectory) -> None:
+    """It may not have its pidfile yet when it is looked for. Whoever gets the pidfile stays."""
+    line = argv(state)
+    killed = await asyncio.to_thread(run, sys.executable, "-c", HASTY, str(state.files.directory), *line)
+    with contextlib.suppress(ProcessLookupError):
+        first = Pidfd(int(killed.stdout))
+        qemu = await QemuProcess.adopt(state, "web")
+        if qemu is None:
+            try:
+                qemu = await QemuProcess.launch(state, "web", line)
+            except VmmBusy:
+                qemu = await QemuProcess.adopt(state, "web")
+        assert qemu is not None
+        assert await qemu.status() == "running"
+        if qemu.pid != first.pid:
+            async with asyncio.timeout(LONG_S):
+                await asyncio.shield(first.exited)
+        first.close()
+        await qemu.close()
+
+
 @needs_qemu
 async def test_an_adopted_one_tells_a_wish_from_a_crash(state: StateDirectory) -> None:
-    await (await launch(state)).close()
+    first = await launch(state)
+    await first.close()
+    with pytest.raises(VmmError, match="was let go of: adopt it"):
+        await first.kill()
     qemu = await QemuProcess.adopt(state, "web")
     assert qemu is not None
     os.kill(qemu.pid, signal.SIGTERM)
@@ -369,7 +411,7 @@ async def test_a_monitor_that_is_somebody_elses_is_refused(state: StateDirectory
 async def test_a_frozen_one_is_adopted_and_killed(state: StateDirectory) -> None:
     first = await launch(state)
     await first.close()
-    os.kill(first.pid, signal.SIGSTOP)
+    freeze(first.pid)
     waiting = []
     try:
         for _ in range(20):  # as many as its backlog takes: earlier attempts of ours
@@ -430,14 +472,14 @@ async def test_probe_of_one_that_is_stopped(state: StateDirectory) -> None:
     qemu = await launch(state)
     found = await qemu.probe(LONG_S)
     assert (found.health, found.status) == (Health.RESPONSIVE, "running")
-    os.kill(qemu.pid, signal.SIGSTOP)
+    freeze(qemu.pid)
     found = await qemu.probe(0.2)
     assert (found.health, found.in_band_s, found.out_of_band_s) == (Health.SILENT, None, None)
     with pytest.raises(QmpError, match=r"query-status: no answer within 0.1 s"):
         await qemu.execute("query-status", deadline_s=0.1)
     os.kill(qemu.pid, signal.SIGCONT)
     assert (await qemu.probe(LONG_S)).health is Health.RESPONSIVE
-    os.kill(qemu.pid, signal.SIGSTOP)
+    freeze(qemu.pid)
     assert (await qemu.quit(grace_s=0.1)).status == -signal.SIGKILL
     await qemu.close()
 

@@ -29,7 +29,8 @@ Role = Literal["primary", "secondary", "survivor"]
 - primary: the VM runs from its image. Also a survivor that is started anew, if its overlays were committed.
 - secondary: the VM waits for the primary's copy; its writes go to overlays.
 - survivor: a secondary that had taken over and ended before its overlays were committed into the image. The VM runs
-  from all three files; what is only in the overlays counts. Commit them (`block-commit`) before it is protected.
+  from all three files; what is only in the overlays counts. QEMU can't be asked to commit them while they are a
+  quorum's child ("Need a root block node"). So rather run `merge_command` first, and start it as primary.
 """
 
 
@@ -102,6 +103,21 @@ def command_line(machine: Machine, files: Files, role: Role, *, paused: bool = F
     if paused:
         argv.append("-S")
     return [*argv, *machine.extra]
+
+
+def merge_command(disk: Disk, qemu_img: str = "qemu-img") -> list[str]:
+    """The command that commits a survivor's overlays into its image. No QEMU may use them.
+
+    It empties no file, so it may be repeated, also when it was cut short. Raises MisuseError.
+    """
+    if disk.active is None or disk.hidden is None:
+        raise MisuseError(f"{disk.image} has no overlays to commit")
+    chain = [
+        *("driver=qcow2", f"file.filename={_escape(disk.active)}"),
+        *("backing.driver=qcow2", f"backing.file.filename={_escape(disk.hidden)}"),
+        *(f"backing.backing.driver={disk.format}", f"backing.backing.file.filename={_escape(disk.image)}"),
+    ]
+    return [qemu_img, "commit", "-q", "-d", "-b", str(disk.image), "--image-opts", ",".join(chain)]
 
 
 def _disk(index: int, disk: Disk, role: Role) -> Iterator[str]:

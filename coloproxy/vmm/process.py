@@ -22,11 +22,12 @@ import itertools
 import logging
 import os
 import shlex
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from coloproxy.errors import QmpError, VmmError, VmmExited
+from coloproxy.errors import QmpError, VmmBusy, VmmError, VmmExited
 
 from .bus import LIMIT, Bus, Connected, Event, Exit, Item, Lost, Subscription
 from .detached import Account, start_detached
@@ -104,12 +105,13 @@ class QemuProcess:
         user: to run as; the state directory becomes that user's.
         oom_score_adj: see start_detached().
 
-        Raises VmmExited: it ended at once; its last words and its command line are in the message. VmmError: one runs
-        here already; it can't be started; its monitors don't answer in time (it is killed then).
+        Raises VmmBusy: one runs here already; also if one that an earlier coloproxy started just before its own end
+        was quicker than this one. VmmExited: it ended at once; its last words and its command line are in the message.
+        VmmError: it can't be started; its monitors don't answer in time (it is killed then).
         """
         files = _of(state)
         if (holder := pidfile_holder(files.pidfile)) is not None:
-            raise VmmError(f"{files.directory}: a QEMU runs here already, process {holder}: adopt it")
+            raise _busy(files, holder)
         account = None if user is None else Account.named(user)
         if account is not None:
             _give(files, account)
@@ -128,7 +130,7 @@ class QemuProcess:
                 account=account,
                 oom_score_adj=oom_score_adj,
             )
-            process = Pidfd(pid)
+            process = _watch_child(pid)
         finally:
             os.close(output)
         qemu = cls(name, files, process, argv, adopted=False)
@@ -255,6 +257,9 @@ class QemuProcess:
             await asyncio.gather(up, return_exceptions=True)
         if self.exited.done():
             ended = self.exited.result()
+            holder = pidfile_holder(self.files.pidfile)
+            if holder is not None and os.getsid(holder) != self.pid:
+                raise _busy(self.files, holder)
             raise VmmExited(ended.status, f"QEMU ended at once: {ended.text}\n{self._story(offset)}")
         holder = pidfile_holder(self.files.pidfile)
         if holder != self.pid:
@@ -294,6 +299,8 @@ class QemuProcess:
         return f"it said: {log_tail(self.files, offset) or 'nothing'}\nit was started as: {shlex.join(self.argv)}"
 
     async def _ended(self, deadline_s: float) -> Exit:
+        if self.exited.cancelled():
+            raise VmmError(f"QEMU (process {self.pid}) was let go of: adopt it")
         try:
             async with asyncio.timeout(deadline_s):
                 return await asyncio.shield(self.exited)
@@ -343,6 +350,20 @@ def _of(state: StateDirectory) -> Files:
     if not state.held:
         raise VmmError(f"{state.files.directory} is not locked any more")
     return state.files
+
+
+def _busy(files: Files, holder: int) -> VmmBusy:
+    return VmmBusy(f"{files.directory}: a QEMU runs here already, process {holder}: adopt it")
+
+
+def _watch_child(pid: int) -> Pidfd:
+    """A process that we have just started: if it can't be watched, it must not be left. Raises VmmError."""
+    try:
+        return Pidfd(pid)
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        os.waitpid(pid, 0)
+        raise VmmError(f"can't watch process {pid}: pidfd_open: {error.strerror}") from error
 
 
 def _hold(files: Files) -> Pidfd | None:
