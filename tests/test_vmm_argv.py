@@ -312,3 +312,17 @@ def test_exits_in_words(status: int | None, reason: str | None, cause: Cause, sa
 def test_a_reason_that_nobody_knows_is_the_guests_if_qemu_says_so() -> None:
     assert shutdown_cause({"guest": True, "reason": "new"}) is Cause.GUEST
     assert shutdown_cause({"guest": False, "reason": "new"}) is Cause.FAULT
+
+
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_the_documents_template(role: Role) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "vmm.md").read_text(encoding="utf-8")
+    shown = text.split(f"### {role}\n```\n")[1].split("```")[0].replace("STATE", "/state").split()
+    disks = [Disk(Path("IMAGE"), active=Path("ACTIVE"), hidden=Path("HIDDEN"))]
+    assert shown == command_line(Machine("web", KVM, options=["-m", "4G"], disks=disks), FILES, role)
+
+
+def test_the_documents_longest_directory() -> None:
+    assert Files.below(Path("/" + "x" * 94))
+    with pytest.raises(VmmError):
+        Files.below(Path("/" + "x" * 95))

@@ -13,6 +13,8 @@ from typing import Final
 
 from coloproxy.errors import QmpError, VmmError, VmmExited
 
+from .explain import Cause
+
 LIMIT: Final = 1000
 
 
@@ -51,6 +53,8 @@ class Exit:
     """Exit status, -N if signal N ended it; None: not known, for it was not our child (adopted)."""
     shutdown: Event | None
     """The SHUTDOWN event that came before, if one did."""
+    cause: Cause
+    """Who is behind it: the guest, an operator, or nobody. Without a SHUTDOWN event it counts as a fault."""
     text: str
     """Why, for people."""
     now: int

@@ -59,7 +59,7 @@ class QemuProcess:
         files: its files.
         adopted: True: an earlier coloproxy launched it.
         argv: its command line, as the kernel knows it.
-        exited: done when it has ended: how. Await it shielded.
+        exited: done when it has ended: how. Await it shielded. Cancelled by `close()`.
     """
 
     def __init__(self, name: str, files: Files, process: Pidfd, argv: Sequence[str], *, adopted: bool) -> None:
@@ -314,8 +314,8 @@ class QemuProcess:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self._control.wait_lost()
         shutdown = self._shutdown
-        _, text = explain_exit(status, None if shutdown is None else shutdown.data)
-        ended = Exit(status, shutdown, text, time.monotonic_ns())
+        cause, text = explain_exit(status, None if shutdown is None else shutdown.data)
+        ended = Exit(status, shutdown, cause, text, time.monotonic_ns())
         if not self.exited.done():
             self.exited.set_result(ended)
         self._bus.publish(ended)
