@@ -563,20 +563,40 @@ async def test_the_bus_is_bounded_and_says_what_was_lost() -> None:
 
 
 def rom(program: bytes) -> bytes:
-    """64 KiB of firmware that runs this in real mode."""
-    return (b"\x90" * 0xFFF0 + program).ljust(0x10000, b"\x90")
+    """64 KiB of firmware that runs this in real mode: the reset vector jumps to it."""
+    start = 0xFF00
+    jump = b"\xe9" + (start - 0xFFF3).to_bytes(2, "little", signed=True)
+    return (b"\x90" * start + program.ljust(0xF0, b"\xf4") + jump).ljust(0x10000, b"\x90")
+
+
+def out32(port: int, value: int) -> bytes:
+    """mov dx, port; mov eax, value; out dx, eax"""
+    return b"\xba" + port.to_bytes(2, "little") + b"\x66\xb8" + value.to_bytes(4, "little") + b"\x66\xef"
+
+
+# lidt of a table of no length, int3: a triple fault, which is a PC's way to reboot
+REBOOT = b"\x0f\x01\x1e\x00\x00\xcc"
+# mov dx, 0x505; mov al, 1; out dx, al: to the panic device
+PANIC = b"\xba\x05\x05\xb0\x01\xee"
+# PIIX4's power management gets its I/O base 0xb000 and is switched on; then ACPI's way to power off, by PM1a_CNT
+POWER_OFF = (
+    out32(0xCF8, 0x80000B40)
+    + out32(0xCFC, 0xB001)
+    + out32(0xCF8, 0x80000B80)
+    + out32(0xCFC, 1)
+    + b"\xba\x04\xb0\xb8\x00\x20\xef"  # mov dx, 0xb004; mov ax, SLP_EN; out dx, ax
+)
 
 
 @needs_qemu
 @pytest.mark.parametrize(
     ("program", "options", "events", "cause", "said"),
     [
-        # lidt of a table of no length, int3: a triple fault, which is a PC's way to reboot
-        (b"\x0f\x01\x1e\x00\x00\xcc", "-no-reboot", ["SHUTDOWN"], Cause.GUEST, "rebooted"),
-        # mov dx, 0x505; mov al, 1; out dx, al; hlt
-        (b"\xba\x05\x05\xb0\x01\xee\xf4", "-device pvpanic", ["GUEST_PANICKED", "SHUTDOWN"], Cause.FAULT, "panicked"),
+        (POWER_OFF, "", ["SHUTDOWN"], Cause.GUEST, "shut down from inside"),
+        (REBOOT, "-no-reboot", ["SHUTDOWN"], Cause.GUEST, "rebooted"),
+        (PANIC, "-device pvpanic", ["GUEST_PANICKED", "SHUTDOWN"], Cause.FAULT, "panicked"),
     ],
-    ids=["reboot", "panic"],
+    ids=["power off", "reboot", "panic"],
 )
 async def test_a_guest_that_ends_itself(
     state: StateDirectory, program: bytes, options: str, events: list[str], cause: Cause, said: str
