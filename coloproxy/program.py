@@ -16,6 +16,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Final
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ async def run_program(
     timeout_s: float,
     grace_s: float = 2.0,
     on_line: OnLine,
+    stdin: bytes = b"",
 ) -> Ended:
     """Runs `command` (a program and its arguments) until it ends.
 
@@ -167,17 +169,19 @@ async def run_program(
 
     Args:
         environment: besides our own.
+        stdin: all that its standard input holds; it is kept in memory, never in a file that has a name.
     """
     try:
-        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at exec; asyncio's own does the same
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-            start_new_session=True,
-            bufsize=0,
-        )
+        with _source(stdin) as source:
+            process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at exec; asyncio's own does the same
+                list(command),
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                bufsize=0,
+            )
     except (OSError, ValueError) as error:
         return Ended(_NOT_STARTED, timed_out=False, errors=(f"{command[0]}: {error}",))
     running = _Running(process, on_line)
@@ -196,6 +200,16 @@ async def run_program(
                 running.signal_group(signal.SIGKILL)
             code = running.reap(grace_s)
     return Ended(code, timed_out, tuple(running.streams[1].tail))
+
+
+def _source(data: bytes) -> IO[bytes]:
+    """A file without a name that holds `data`, to be read from its beginning."""
+    if not data:
+        return Path(os.devnull).open("rb")
+    file = os.fdopen(os.memfd_create("stdin"), "w+b")  # a pipe could block us, if the program doesn't read
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def _peek(pid: int) -> int:
