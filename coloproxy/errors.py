@@ -9,6 +9,7 @@ ColoproxyError
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
  |    +-- LinkError      whoever is at the link's other end was refused, or has refused us
+ |    +-- EtcdError      etcd can't be reached, refused a request, or answered nonsense
  |    +-- ControlError   what was said on the control socket breaks its protocol
  |         +-- ControlUnreachable   nobody answers there
  |         +-- ControlRefused       the answer is an error
@@ -74,6 +75,10 @@ class LinkError(PeerError):
         super().__init__(text)
         self.kind = kind
         self.text = text
+
+
+class EtcdError(PeerError):
+    """No etcd endpoint answered in time, or one refused a request or answered nonsense; names the endpoint."""
 
 
 class ControlError(PeerError):
