@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real etcd servers: one, or the members of a cluster, each a process with a data directory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from .errors import DeadlineError
+from .process import Completed, Daemon, run
+
+PACKAGES: Final[Mapping[str, str]] = MappingProxyType({"etcd": "etcd-server", "etcdctl": "etcd-client"})
+"""The programs, and the Debian packages that bring them; as install_missing() wants it."""
+
+_LOOK: Final = 0.05  # s
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one server of a cluster listens.
+
+    Attributes:
+        name: unique in the cluster.
+        address: an IPv4 address.
+        client, peer: TCP ports.
+    """
+
+    name: str
+    address: str
+    client: int
+    peer: int
+
+    @property
+    def peer_url(self) -> str:
+        return f"http://{self.address}:{self.peer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Files, PEM. With them clients speak TLS, and must have a certificate of the same CA."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+def loopback_members(count: int) -> list[Member]:
+    """Members on free ports of 127.0.0.1; free at this moment, that is."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(2 * count):
+            sock = stack.enter_context(socket.socket())
+            sock.bind(("127.0.0.1", 0))
+            ports.append(sock.getsockname()[1])
+    return [Member(f"m{i}", "127.0.0.1", ports[2 * i], ports[2 * i + 1]) for i in range(count)]
+
+
+class Etcd:
+    """One server. `start` again after `kill` or `stop`: it goes on with its data."""
+
+    def __init__(
+        self,
+        member: Member,
+        cluster: Sequence[Member],
+        directory: Path,
+        *,
+        namespace: str | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        """directory: of this member; made if it isn't there."""
+        self.member = member
+        self._cluster = cluster
+        self._directory = directory
+        self._namespace = namespace
+        self._certificates = certificates
+        self._daemon: Daemon | None = None
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        scheme = "http" if self._certificates is None else "https"
+        return f"{scheme}://{self.member.address}:{self.member.client}"
+
+    async def start(self) -> None:
+        """Raises ProcessError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        members = ",".join(f"{one.name}={one.peer_url}" for one in self._cluster)
+        argv = ["etcd", f"--name={self.member.name}", f"--data-dir={self._directory / 'data'}"]
+        argv += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
+        argv += [f"--listen-peer-urls={self.member.peer_url}", f"--initial-advertise-peer-urls={self.member.peer_url}"]
+        argv += [f"--initial-cluster={members}", f"--initial-cluster-token={self._cluster[0].client}"]
+        if (files := self._certificates) is not None:
+            argv += [f"--cert-file={files.cert}", f"--key-file={files.key}"]
+            argv += [f"--trusted-ca-file={files.ca}", "--client-cert-auth"]
+        name = f"etcd {self.member.name}"
+        self._daemon = await Daemon.start(name, argv, self._directory / "log", namespace=self._namespace)
+
+    async def wait_ready(self, deadline: float = 30.0) -> None:
+        """Until it answers a client, which takes a majority of the cluster. Raises ProcessError, DeadlineError."""
+        assert self._daemon is not None
+        try:
+            async with asyncio.timeout(deadline):
+                while (await self._health()) != 0:
+                    self._daemon.check()
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            raise DeadlineError(f"{self.url} is not ready after {deadline:g} s: {self._daemon.tail()}") from None
+
+    async def ctl(self, *arguments: str) -> Completed:
+        """Runs etcdctl against this server."""
+        argv = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.url}"]
+        if (files := self._certificates) is not None:
+            argv += [f"--cacert={files.ca}", f"--cert={files.cert}", f"--key={files.key}"]
+        return await run([*argv, *arguments], namespace=self._namespace)
+
+    def freeze(self) -> None:
+        """The kernel still accepts connections, and nobody answers there."""
+        assert self._daemon is not None
+        self._daemon.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._daemon is not None
+        self._daemon.signal(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        if self._daemon is not None:
+            await self._daemon.kill()
+
+    async def _health(self) -> int:
+        return (await self.ctl("--command-timeout=2s", "get", "coloproxy-health")).returncode
