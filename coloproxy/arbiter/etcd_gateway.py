@@ -27,6 +27,9 @@ _PAUSE: Final = 0.05  # s, after all endpoints have failed; doubled each time
 _MAX_PAUSE: Final = 0.4
 _TOKEN_REFUSED: Final = ("invalid auth token", "revision of auth store is old")  # a new one is to be had
 
+# OSError: httpx lets a TLS alert through that comes after the handshake, as TLS 1.3's "bad certificate" does.
+_FAILURES: Final = (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError)
+
 Answer = Mapping[str, object]
 T = TypeVar("T")
 
@@ -100,6 +103,8 @@ def _check_endpoint(endpoint: str) -> None:
     except (httpx.InvalidURL, ValueError) as error:
         raise MisuseError(f"etcd's endpoint {endpoint!r}: {error}") from error
     bare = url.path in ("", "/") and not url.query and not url.fragment and not url.userinfo
+    if url.port is not None and not 0 < url.port < 65536:
+        raise MisuseError(f"etcd's endpoint {endpoint!r}: there is no port {url.port}")
     if url.scheme not in ("http", "https") or not url.host or not bare:
         raise MisuseError(f"etcd's endpoint {endpoint!r} is not like https://192.0.2.5:2379")
 
@@ -167,17 +172,18 @@ class Gateway:
         while True:
             for endpoint in list(self._endpoints):
                 left = deadline - loop.time()
-                if left <= 0:
-                    raise EtcdError("; ".join(failures.values()) or f"{endpoint}{path}: no time was left to ask")
+                if left <= 0 or self._client.is_closed:
+                    why = "no time was left to ask" if left <= 0 else "not asked: the arbiter was closed"
+                    raise EtcdError("; ".join(failures.values()) or f"{endpoint}{path}: {why}")
                 try:
                     answer = read(await self._once(endpoint, path, body, min(left, self._attempt_s), ordered))
-                except Malformed as error:
-                    failures[endpoint] = f"{endpoint}{path}: {error}"
-                    log.debug("etcd: %s", failures[endpoint])
-                    continue
-                except EtcdError as error:
-                    failures[endpoint] = str(error)
-                    log.debug("etcd: %s", error)
+                except (EtcdError, Malformed) as error:
+                    failure = f"{endpoint}{path}: {error}" if isinstance(error, Malformed) else str(error)
+                    log.debug("etcd: %s", failure)
+                    if left >= self._attempt_s and not self._client.is_closed:
+                        failures[endpoint] = failure
+                    else:  # it was cut short: what is known from before says more
+                        failures.setdefault(endpoint, failure)
                     continue
                 if self._endpoints[0] != endpoint:
                     self._endpoints.remove(endpoint)
@@ -238,8 +244,6 @@ class Gateway:
 
     async def _post(self, where: str, body: Mapping[str, object], headers: Mapping[str, str]) -> Answer:
         """One request to one endpoint. Raises EtcdError."""
-        if self._client.is_closed:
-            raise EtcdError(f"{where}: closed")
         content = json.dumps(body).encode()
         try:
             request = self._client.build_request("POST", where, content=content, headers=headers)
@@ -252,7 +256,7 @@ class Gateway:
                         raise EtcdError(f"{where}: the answer is longer than {MAX_ANSWER} bytes")
             finally:
                 await reply.aclose()
-        except (httpx.HTTPError, httpx.StreamError, UnicodeError) as error:
+        except _FAILURES as error:
             raise EtcdError(f"{where}: {str(error) or type(error).__name__}") from error
         if reply.status_code != 200:
             raise Refused(where, reply.status_code, _message(data))

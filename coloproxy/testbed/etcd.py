@@ -120,10 +120,12 @@ class Etcd:
             argv += [f"--cacert={files.ca}", f"--cert={files.cert}", f"--key={files.key}"]
         return await run([*argv, *arguments], namespace=self._namespace)
 
-    def freeze(self) -> None:
-        """The kernel still accepts connections, and nobody answers there."""
+    async def freeze(self) -> None:
+        """When this returns no thread of it runs: the kernel still accepts connections, and nobody answers there."""
         assert self._daemon is not None
         self._daemon.signal(signal.SIGSTOP)
+        while _runs(self._daemon.pid):  # noqa: ASYNC110 -- the kernel's doing, which nothing tells us
+            await asyncio.sleep(0.001)
 
     def thaw(self) -> None:
         assert self._daemon is not None
@@ -135,3 +137,15 @@ class Etcd:
 
     async def _health(self) -> int:
         return (await self.ctl("--command-timeout=2s", "get", "coloproxy-health")).returncode
+
+
+def _runs(pid: int) -> bool:
+    return any(_state(task) not in "TXZ" for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def _state(task: Path) -> str:
+    """A thread's, as a letter (proc(5)); X: it has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
