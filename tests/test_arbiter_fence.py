@@ -18,7 +18,7 @@ from arbiter_world import VirtualLoop
 from coloproxy.arbiter import Arbiter, Claim, FenceArbiter, FenceOptions, Ruling, Verdict
 from coloproxy.arbiter.claim import Role
 from coloproxy.errors import MisuseError
-from coloproxy.program import Ended
+from coloproxy.program import Ended, run_program
 
 WON, UNKNOWN = Verdict.WON, Verdict.UNKNOWN
 
@@ -225,3 +225,18 @@ async def test_a_real_agent_that_fails(dummy: FenceOptions) -> None:
     assert ruling.verdict is UNKNOWN
     assert "exit code 1" in ruling.reason
     assert power(dummy) == "on"
+
+
+# ------------------------------------------------------------------ run_program's standard input
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_000_000])
+async def test_standard_input(size: int) -> None:
+    lines: list[str] = []
+    data = b"x" * size
+    ended = await run_program(
+        ["wc", "-c"], {}, timeout_s=60.0, on_line=lambda _, line: lines.append(line.strip()), stdin=data
+    )
+    assert (ended.code, lines) == (0, [str(size)])
+    unread = await run_program(["true"], {}, timeout_s=60.0, on_line=lambda *_: None, stdin=data)
+    assert unread.failure is None
