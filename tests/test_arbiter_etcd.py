@@ -99,19 +99,22 @@ async def test_from_the_first_generation_on(etcd: Etcd) -> None:
         assert told(await again.claim(by("b", 1, "shop"))) == (WON, "b", 1)  # the very first may be claimed
 
 
+NAMES = ("web", "a/b", "web/alive/a", "Überweisung ✓", "\n", "?>~", "x" * 500, '{"', "..", "a\\b", "\U0001f4be")
+
+
 @real
-@pytest.mark.parametrize(
-    "pair", ["web", "a/b", "web/alive/a", "Überweisung ✓", "\n", "?>~", "x" * 500, '{"', "..", "a\\b", "\U0001f4be"]
-)
-async def test_names_of_pairs_and_the_keys(etcd: Etcd, pair: str) -> None:
+async def test_names_of_pairs_and_the_keys(etcd: Etcd) -> None:
     async with arbiter(etcd, prefix="/colo é") as a:
-        assert await a.record(pair, "a", 6)
-        assert told(await a.claim(by("a", 7, pair))) == (WON, "a", 7)
-        assert told(await a.owner(pair)) == (UNKNOWN, "a", 7)
-    read = await etcd.ctl("get", "--print-value-only", f"/colo é/{pair}/owner")
-    held = json.loads(read.check().stdout)
-    assert (held["generation"], held["host"], len(held["claim"])) == (7, "a", 16)
-    assert (await etcd.ctl("get", "--prefix", "--keys-only", "")).stdout.decode().count("/owner\n") == 1
+        for generation, pair in enumerate(NAMES, 2):
+            assert await a.record(pair, "a", generation - 1)
+            assert told(await a.claim(by("a", generation, pair))) == (WON, "a", generation)
+            read = await etcd.ctl("get", "--print-value-only", f"/colo é/{pair}/owner")
+            held = json.loads(read.check().stdout)
+            assert (held["generation"], held["host"], len(held["claim"])) == (generation, "a", 16)
+        for generation, pair in enumerate(NAMES, 2):
+            assert told(await a.owner(pair)) == (UNKNOWN, "a", generation)
+    keys = (await etcd.ctl("get", "--prefix", "--keys-only", "")).stdout.decode()
+    assert keys.count("/owner\n") == len(NAMES)
 
 
 @real
@@ -197,6 +200,8 @@ async def test_another_cluster(tmp_path: Path) -> None:
 async def test_liveness_for_people(etcd: Etcd) -> None:
     async with arbiter(etcd, alive_ttl_s=1) as a, arbiter(etcd) as b:
         assert await b.alive("web") == {}
+        with pytest.raises(MisuseError, match="can't hold"):
+            a.keep_alive("web", "a", {"since": object()})
         a.keep_alive("web", "a", {"role": "primary", "host": "x"})
         with pytest.raises(MisuseError):
             a.keep_alive("web", "a")
@@ -279,7 +284,7 @@ async def test_tls(tmp_path: Path, certificates: tuple[Certificates, Certificate
             (files(strange) | {"ca": str(ours.ca)}, f"{server.url}/v3/kv/range: "),
             ({"ca": str(ours.ca)}, f"{server.url}/v3/kv/range: "),
         ):
-            async with arbiter(server, deadline_s=3.0, **wrong) as a:
+            async with arbiter(server, deadline_s=2.0, **wrong) as a:
                 ruling = await a.claim(by("a", 2))
                 assert told(ruling) == (UNKNOWN, None, None)
                 assert words in ruling.reason
@@ -325,7 +330,7 @@ async def test_users(etcd: Etcd) -> None:
         ({"user": "colo", "password": "false"}, "authenticate: HTTP status 400: etcdserver: authentication failed"),
         ({"user": "other", "password": "geheim"}, "HTTP status 403: etcdserver: permission denied"),
     ):
-        async with arbiter(etcd, deadline_s=4.0, **wrong) as b:
+        async with arbiter(etcd, deadline_s=2.0, **wrong) as b:
             ruling = await b.claim(by("b", 4))
             assert told(ruling) == (UNKNOWN, None, None)
             assert words in ruling.reason

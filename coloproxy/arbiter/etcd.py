@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 from collections.abc import Mapping
@@ -98,6 +99,10 @@ class EtcdArbiter:
             raise MisuseError("the liveness key is kept already")
         key = alive_key(self._options.prefix, pair, host)
         known: dict[str, object] = {**(value or {}), "host": host}
+        try:
+            json.dumps(known)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MisuseError(f"the liveness key can't hold {known!r:.200}: {error}") from error
         self._alive = Alive(self._gateway, key, known, self._options.alive_ttl_s, self._options.deadline_s)
 
     async def alive(self, pair: str) -> dict[str, Mapping[str, object]]:

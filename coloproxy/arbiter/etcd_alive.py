@@ -37,8 +37,7 @@ class Alive:
     async def close(self) -> None:
         """The key goes at once if etcd can be reached, else with its lease."""
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task])
         if self._lease:
             with contextlib.suppress(EtcdError):
                 await self._ask("/v3/lease/revoke", {"ID": str(self._lease)}, lambda _: 0, _LAST)
