@@ -29,6 +29,7 @@ __all__ = ["Action", "Comparator", "Counters", "Discarded", "Emitted", "Frame", 
 
 _BATCH = 64
 _NEVER = 2**63 - 1
+_AGED = (Reason.MATCHED, Reason.COMMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,13 @@ Action = Released | Discarded | Emitted
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A snapshot of ``struct colo_counters``. Pairs are (primary, secondary); dicts have every key, also at 0."""
+    """A snapshot of ``struct colo_counters``. Pairs are (primary, secondary); dicts have every key, also at 0.
+
+    Attributes:
+        release_ages: released primary frames, by what allowed it (MATCHED, COMMITTED) and by the time from their read
+            to their release; [i] is below 2^(i+1) ns.
+        release_age_sum: ns, of the same frames.
+    """
 
     frames_in: tuple[int, int]
     bytes_in: tuple[int, int]
@@ -116,6 +123,8 @@ class Counters:
     held_bytes: tuple[int, int]
     held_frames_peak: int
     held_bytes_peak: int
+    release_ages: dict[Reason, tuple[int, ...]]
+    release_age_sum: dict[Reason, int]
     epoch: int
     mode: Mode
 
@@ -151,6 +160,8 @@ def counters_from_native(n: Any) -> Counters:
         held_bytes=(n.held_bytes[0], n.held_bytes[1]),
         held_frames_peak=n.held_frames_peak,
         held_bytes_peak=n.held_bytes_peak,
+        release_ages={member: tuple(n.release_ages[member]) for member in _AGED},
+        release_age_sum={member: n.release_age_sum[member] for member in _AGED},
         epoch=n.epoch,
         mode=Mode(n.mode),
     )

@@ -328,6 +328,9 @@ struct colo_counters {
     uint64_t held_bytes[2];
     uint64_t held_frames_peak;
     uint64_t held_bytes_peak;
+    uint64_t release_ages[2][64]; /* released primary frames, [0] matched and [1] committed, by the time from their read
+                                     to their release: [i] below 2^(i+1) ns */
+    uint64_t release_age_sum[2];  /* ns, of the same frames */
     uint64_t epoch;
     uint8_t mode;                 /* enum colo_mode */
 };

@@ -408,6 +408,7 @@ void colo_comparator_counters(const colo_comparator *c, struct colo_counters *ou
     out->flows_evicted = *c->evictions;
     out->epoch = c->epoch;
     out->mode = c->mode;
+    colo_output_count_young(out);
 }
 
 uint64_t colo_comparator_held_bytes(const colo_comparator *c, int side)

@@ -205,6 +205,8 @@ void colo_output_retire_group(colo_comparator *c, struct colo_group *group);
 /* The bytes of emitted frames that have been fetched may go. */
 void colo_output_retire(colo_comparator *c);
 void colo_output_destroy(colo_comparator *c);
+/* In a snapshot: bucket 0 of release_ages, which is not counted frame by frame. */
+void colo_output_count_young(struct colo_counters *n);
 
 /* evidence.c */
 void colo_want_checkpoint(colo_comparator *c, uint8_t cause, const struct colo_event *because);

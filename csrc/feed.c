@@ -199,6 +199,7 @@ static bool feed_pair(colo_comparator *c, struct lane *p, struct lane *s)
         return false;
     }
     colo_output_prepare(released, COLO_PRIMARY, pf);
+    released->time = c->now;
     colo_output_prepare(discarded, COLO_SECONDARY, sf);
     if (!colo_quick_pair(c, flow, released, &pa->packet, discarded, &sa->packet)) {
         colo_pool_put(c->pool, released);

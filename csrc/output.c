@@ -47,6 +47,24 @@ void colo_output_prepare(struct colo_rec *rec, uint8_t side, const struct colo_f
     rec->ack_at = rec->csum = 0;
 }
 
+/* How long a frame was held. Those that leave in the call that they came in are left out: colo_output_count_young. */
+static void count_age(colo_comparator *c, uint64_t age, uint8_t reason)
+{
+    if (reason > COLO_REASON_COMMITTED)
+        return;
+    c->n.release_ages[reason][63 - __builtin_clzll(age | 1)]++;
+    c->n.release_age_sum[reason] += age;
+}
+
+void colo_output_count_young(struct colo_counters *n)
+{
+    for (int reason = 0; reason <= COLO_REASON_COMMITTED; reason++) {
+        n->release_ages[reason][0] = n->released[reason];
+        for (int i = 1; i < 64; i++)
+            n->release_ages[reason][0] -= n->release_ages[reason][i];
+    }
+}
+
 void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reason)
 {
     if (rec->group) {
@@ -57,6 +75,8 @@ void colo_output_release(colo_comparator *c, struct colo_rec *rec, uint8_t reaso
     rec->reason = reason;
     c->n.released[reason]++;
     c->n.released_bytes += rec->len;
+    if (c->now != rec->time) /* most frames leave in the call that they came in */
+        count_age(c, (uint64_t)(c->now - rec->time), reason);
     colo_list_push(&c->out, rec);
 }
 
