@@ -2,8 +2,8 @@
 """Histograms as a status has them.
 
 One is `{"count": 3, "sum_ms": 71.2, "histogram": [[10, 1], [25, 0], [50, 2], [null, 0]]}`: each pair is an upper bound
-in ms and how many values lay at or below it and above the bound before; the last has no bound. Bounds never change while
-a process lives, so two statuses can be subtracted.
+in ms and how many values lay at or below it and above the bound before; the last has no bound. Bounds never change
+while a process lives, so two statuses can be subtracted.
 """
 
 from __future__ import annotations

@@ -150,6 +150,11 @@ class Journal:
 
         self._writer = LineWriter(fd, "coloproxy-json", owned=owned, on_error=failed)
 
+    @property
+    def lost(self) -> int:
+        """Events so far that found no room, or could not be written."""
+        return 0 if self._writer is None else self._writer.lost
+
     def write(self, kind: str, fields: Mapping[str, object], at: int | None = None) -> None:
         """One event. `at`: CLOCK_MONOTONIC ns, now if None."""
         if self._writer is None:

@@ -318,7 +318,7 @@ async def test_protection_begins_again_when_the_vms_card_was_lost(tmp_path: Path
         await proxies["primary"].until("connected", lambda vm: vm["nics"][0]["vm_connected"])
         await proxies["primary"].until("protected", lambda vm: vm["state"] == "protected")
         status = await proxies["primary"].vm_status()
-        assert status["comparator"]["mode"] == "1"  # COLO_MODE_PROTECTED
+        assert status["comparator"]["mode"] == "protected"
         assert status["checkpoints"] >= before
 
 

@@ -24,17 +24,17 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     rest = {key: value for key, value in status.items() if key not in _HEAD}
     if rest:
         parts.append(Padding(_pairs(rest), (0, 0, 0, 2), expand=False))
-    parts += [_vm(vm) for vm in _list(status.get("vms"))]
+    parts += [_vm(vm) for vm in listed(status.get("vms"))]
     return Group(*parts)
 
 
 def _head(status: Mapping[str, Any]) -> Text:
     text = Text()
-    text.append(_plain(status.get("pair", "?")), "bold")
-    text.append(f"  {_plain(status.get('role', '?'))}  ")
-    text.append(*_state(status.get("state")))
+    text.append(plain(status.get("pair", "?")), "bold")
+    text.append(f"  {plain(status.get('role', '?'))}  ")
+    text.append(*state_text(status.get("state")))
     if "pid" in status:
-        text.append(f"  pid {_plain(status['pid'])}", "dim")
+        text.append(f"  pid {plain(status['pid'])}", "dim")
     if "uptime_s" in status:
         text.append(f"  up {_value('uptime_s', status['uptime_s'])}", "dim")
     return text
@@ -42,9 +42,9 @@ def _head(status: Mapping[str, Any]) -> Text:
 
 def _vm(vm: Mapping[str, Any]) -> RenderableType:
     title = Text("\nVM ")
-    title.append(_plain(vm.get("name", "?")), "bold")
+    title.append(plain(vm.get("name", "?")), "bold")
     title.append("  ")
-    title.append(*_state(vm.get("state")))
+    title.append(*state_text(vm.get("state")))
     for key in ("epoch", "checkpoints"):
         if key in vm:
             title.append(f"  {key} {_value(key, vm[key])}")
@@ -52,8 +52,8 @@ def _vm(vm: Mapping[str, Any]) -> RenderableType:
     for key in ("last_checkpoint", "link"):
         if vm.get(key):
             rows.append((key.replace("_", " "), line(vm[key])))
-    for nic in _list(vm.get("nics")):
-        rows.append((f"NIC {_plain(nic.get('name', '?'))}", _nic(nic)))
+    for nic in listed(vm.get("nics")):
+        rows.append((f"NIC {plain(nic.get('name', '?'))}", _nic(nic)))
     for key, value in vm.items():
         if key not in _VM:
             rows.append(
@@ -72,7 +72,7 @@ def _nic(nic: Mapping[str, Any]) -> RenderableType:
     text = line(first)
     if "open" in nic:
         text.append("  ")
-        text.append(*_state("open" if nic["open"] else "closed"))
+        text.append(*state_text("open" if nic["open"] else "closed"))
     counters = nic.get("counters")
     return Group(text, _pairs(counters)) if counters else text
 
@@ -83,7 +83,7 @@ def line(values: object) -> Text:
         return Text(_value("", values))
     text = Text()
     if "state" in values:
-        text.append(*_state(values["state"]))
+        text.append(*state_text(values["state"]))
     for key, value in values.items():
         if key == "state" or value is None or value == "":
             continue
@@ -114,14 +114,17 @@ def _pairs(values: Mapping[str, Any]) -> RenderableType:
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if key == "histogram":  # for programs; its count and sum are shown
+            continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 
 
-def _state(state: object) -> tuple[str, str]:
-    text = _plain(state if state is not None else "?")
+def state_text(state: object) -> tuple[str, str]:
+    """A state and the style that it is written in."""
+    text = plain(state if state is not None else "?")
     words = set(text.lower().replace("-", " ").split())
     return text, "bold green" if words & _GOOD and not words & _BAD else "bold red" if words & _BAD else "bold yellow"
 
@@ -129,7 +132,7 @@ def _state(state: object) -> tuple[str, str]:
 def _label(key: str) -> str:
     for unit in ("_s", "_ms", "_us", "_ns"):
         key = key.removesuffix(unit)
-    return _plain(key).replace("_", " ")
+    return plain(key).replace("_", " ")
 
 
 def _value(key: str, value: object) -> str:
@@ -139,19 +142,20 @@ def _value(key: str, value: object) -> str:
         if not math.isfinite(value):
             return "-"
         if key.endswith("_s"):
-            return _duration(float(value))
+            return duration(float(value))
         for unit in ("ms", "us", "ns"):
             if key.endswith(f"_{unit}"):
                 return f"{value:,.3g} {unit}" if isinstance(value, float) else f"{value:,} {unit}"
         if key.endswith("bytes"):
-            return _size(value)
+            return size(value)
         return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
     if isinstance(value, list):
         return ", ".join(_value(key, item) for item in value) or "-"
-    return "-" if value is None else _plain(value)
+    return "-" if value is None else plain(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 5 s`, `3 d 2 h`."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -162,18 +166,20 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _size(size: float) -> str:
+def size(number: float) -> str:
+    """`512 B`, `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
+        if number < 1024 or unit == "GiB":
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1024
     raise AssertionError  # GiB takes all
 
 
-def _list(value: object) -> list[Mapping[str, Any]]:
+def listed(value: object) -> list[Mapping[str, Any]]:
+    """The mappings in it, if it is a list."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """As text that does nothing to a terminal: a peer's certificate can name anything."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from coloproxy.address import Address
@@ -19,6 +20,7 @@ from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
 from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError
 from coloproxy.journal import Journal
+from coloproxy.metrics import MetricsServer
 from coloproxy.pair import Pair, Role, load
 from coloproxy.path.session import Dialer, Listener
 from coloproxy.path.tls import Keys, read_psk
@@ -32,6 +34,8 @@ from .service import Service
 log = logging.getLogger(__name__)
 
 CLEAN, FAILED = 0, 1
+ALL: Mapping[str, Any] = MappingProxyType({})
+"""Arguments of a command: nothing is chosen."""
 
 
 def keys_of(pair: Pair) -> Keys | None:
@@ -54,13 +58,15 @@ class Host:
         self._ready = ready
         self._journal = Journal(pair.process.json_events)
         kind = PrimaryVm if role == "primary" else SecondaryVm
-        self._vms: list[PrimaryVm | SecondaryVm] = [kind(pair, vm, self._journal, self._fail) for vm in pair.vms]
+        self.vms: list[PrimaryVm | SecondaryVm] = [kind(pair, vm, self._journal, self._fail) for vm in pair.vms]
         self._stop = asyncio.Event()
         self._failure: str | None = None
         self._began = time.monotonic_ns()
         self._service = Service()
         self._listener: Listener | None = None
         self._dialers: list[Dialer] = []
+        metrics = pair.process.metrics
+        self._metrics = None if metrics is None else MetricsServer(metrics, self.status)
 
     # ------------------------------------------------------------------ life
 
@@ -80,12 +86,16 @@ class Host:
                 identity(self._pair.process.user, self._pair.process.group)  # before anything is made
             if keys is None:
                 log.warning("link: PLAIN TEXT: anybody on its way can read, forge and replay all that the VMs say")
-            for vm in self._vms:
+            for vm in self.vms:
                 await vm.open()
             await server.start()
             await self._open_link(keys)
+            if self._metrics is not None:
+                self._metrics.open()
             self._give_up_rights()
-            for vm in self._vms:
+            if self._metrics is not None:
+                self._metrics.start()
+            for vm in self.vms:
                 tasks.append(self._spawn(vm.run(), vm.vm.name))
             tasks.append(self._spawn(self._service.watch(), "watchdog"))
             if self._pair.process.stats_interval is not None:
@@ -106,11 +116,11 @@ class Host:
     async def _open_link(self, keys: Keys | None) -> None:
         link = self._pair.link
         if self._role == "secondary":
-            self._listener = Listener(link.secondary, keys, [vm.endpoint() for vm in self._vms])
+            self._listener = Listener(link.secondary, keys, [vm.endpoint() for vm in self.vms])
             await self._listener.start()
             return
         address = Address(connect=True, host=link.secondary.host, port=link.secondary.port)
-        for vm in self._vms:
+        for vm in self.vms:
             if isinstance(vm, PrimaryVm):
                 vm.dialer = Dialer(address, keys, vm.endpoint(), source=link.primary)
                 self._dialers.append(vm.dialer)
@@ -127,9 +137,11 @@ class Host:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._metrics is not None:
+            await self._metrics.close()
         if self._listener is not None:
             await self._listener.close()
-        for vm in self._vms:
+        for vm in self.vms:
             await vm.close()
         self._service.close()
         self._journal.write("stopped", {"failure": self._failure})
@@ -158,7 +170,7 @@ class Host:
     async def _print_stats(self) -> None:
         while (interval := self._pair.process.stats_interval) is not None:
             await asyncio.sleep(interval / 1e9)
-            for vm in self._vms:
+            for vm in self.vms:
                 status = vm.status()
                 self._journal.write("stats", status)
                 log.info("%s", _one_line(status))
@@ -177,21 +189,26 @@ class Host:
     def _chosen(self, arguments: Mapping[str, Any]) -> list[PrimaryVm | SecondaryVm]:
         """The VMs a command is about: one by name, or all."""
         name = arguments.get("vm")
-        chosen = [vm for vm in self._vms if name is None or vm.vm.name == name]
+        chosen = [vm for vm in self.vms if name is None or vm.vm.name == name]
         if not chosen:
             raise ControlRefused(
-                REFUSED, f"there is no VM {name!r}; there are {', '.join(vm.vm.name for vm in self._vms)}"
+                REFUSED, f"there is no VM {name!r}; there are {', '.join(vm.vm.name for vm in self.vms)}"
             )
         return chosen
 
     async def _do_status(self, arguments: Mapping[str, Any]) -> object:
+        return self.status(arguments)
+
+    def status(self, arguments: Mapping[str, Any] = ALL) -> dict[str, Any]:
+        """As `coloproxy ctl status` has it."""
         return {
             "pair": self._pair.name,
             "role": self._role,
-            "state": _summary([vm.state for vm in self._vms]),
+            "state": _summary([vm.state for vm in self.vms]),
             "pid": os.getpid(),
             "uptime_s": round((time.monotonic_ns() - self._began) / 1e9, 3),
             "refusals": dict(self._listener.refusals) if self._listener is not None else {},
+            "journal_lost": self._journal.lost,
             "vms": [vm.status() for vm in self._chosen(arguments)],
         }
 
@@ -253,7 +270,7 @@ class Host:
             raise ControlRefused(REFUSED, f"can't be changed while it runs, restart for it: {', '.join(fixed)}")
         self._service.reloading()
         self._pair = pair
-        for vm, fresh in zip(self._vms, pair.vms, strict=True):
+        for vm, fresh in zip(self.vms, pair.vms, strict=True):
             vm.reload(pair, fresh)
         for dialer in self._dialers:
             dialer.keys = keys

@@ -9,20 +9,24 @@ import dataclasses
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from coloproxy.causes import kind_of
 from coloproxy.command_guide import CommandGuide, CommandOptions
+from coloproxy.comparator import Counters
 from coloproxy.engine import Engine
 from coloproxy.engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.guide import Guide, PlainGuide, QmpGuide
+from coloproxy.histogram import Histogram, release_ages
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, PathEvent, Place, Role
 from coloproxy.path.session import Dialer
 from coloproxy.recording import next_number
-from coloproxy.reports import CheckpointCommitted, Report
+from coloproxy.reports import CheckpointCommitted, CheckpointFailed, Protected, Report
 from coloproxy.rules import NO_RULES, load_rules
 from coloproxy.voice import Voice
 
@@ -110,7 +114,11 @@ class PrimaryVm(RunningVm):
         self._losing: asyncio.TimerHandle | None = None
         self._primary_lost = False
         self.checkpoints = 0
+        self.checkpoints_by_cause: Counter[str] = Counter()
+        self.checkpoints_failed = 0
         self.last_checkpoint: dict[str, Any] | None = None
+        self._pauses = Histogram()
+        self._epoch_began = self.began
 
     def _make_engine(self, *, again: bool) -> Engine:
         options = self.pair.compare.options()
@@ -217,8 +225,13 @@ class PrimaryVm(RunningVm):
 
     def _hear(self, report: Report) -> None:
         """The guide's reports; some of them are kept for the status."""
+        if isinstance(report, CheckpointFailed):
+            self.checkpoints_failed += 1
+        if isinstance(report, CheckpointCommitted | Protected) and report.stop_to_resume_ns is not None:
+            self._pauses.add(report.stop_to_resume_ns)
         if isinstance(report, CheckpointCommitted):
             self.checkpoints += 1
+            self.checkpoints_by_cause[kind_of(report.causes)] += 1
             self._checkpointed.set()
             self.last_checkpoint = {
                 "causes": list(report.causes),
@@ -307,6 +320,7 @@ class PrimaryVm(RunningVm):
     def committed(self) -> None:
         """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""
         self._commits += 1
+        self._epoch_began = time.monotonic_ns()
         commits = self._commits
         asyncio.get_running_loop().call_later(SETTLE_S, self._settle, commits)
 
@@ -427,21 +441,65 @@ class PrimaryVm(RunningVm):
             **super().status(),
             "state": self.state,
             "epoch": n.epoch,
+            "epoch_age_s": round((time.monotonic_ns() - self._epoch_began) / 1e9, 3),
             "checkpoints": self.checkpoints,
+            "checkpoints_by_cause": dict(self.checkpoints_by_cause),
+            "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
-            "comparator": {
-                "mode": str(n.mode),
-                "frames_in": list(n.frames_in),
-                "compared_bytes": n.compared_bytes,
-                "released": {str(k): v for k, v in n.released.items()},
-                "discarded": {str(k): v for k, v in n.discarded.items()},
-                "divergences": {str(k): v for k, v in n.divergences.items() if v},
-                "held_frames": list(n.held_frames),
-                "held_bytes": list(n.held_bytes),
-                "flows": n.flows,
-                "checkpoints_wanted": n.checkpoints_wanted,
+            "pauses": self._pauses.status(),
+            "comparator": _comparator(n),
+            "engine": {
+                "bytes_read": {str(port): engine.bytes_read[port] for port in Port},
+                "bytes_written": {str(port): engine.bytes_written[port] for port in Port},
+                "out_bytes": engine.out_bytes,
+                "pauses": {str(port): engine.pauses[port] for port in Port},
+                "gate_closed": engine.gate_closed,
+                "wakeups": engine.wakeups,
+                "events_lost": engine.events_lost,
+                "recorded": engine.recorded,
+                "recorded_bytes": engine.recorded_bytes,
+                "record_lost": engine.record_lost,
             },
         }
+
+
+def _comparator(n: Counters) -> dict[str, Any]:
+    """Pairs are (primary, secondary)."""
+    return {
+        "mode": n.mode.name.lower(),
+        "frames_in": list(n.frames_in),
+        "bytes_in": list(n.bytes_in),
+        "class_in": _nonzero(n.class_in),
+        "compared_bytes": n.compared_bytes,
+        "released": {str(k): v for k, v in n.released.items()},
+        "released_bytes": n.released_bytes,
+        "discarded": {str(k): v for k, v in n.discarded.items()},
+        "acks_lowered": n.acks_lowered,
+        "acks_emitted": n.acks_emitted,
+        "parts_emitted": n.parts_emitted,
+        "divergences": _nonzero(n.divergences),
+        "limits": _nonzero(n.limits),
+        "tolerated": n.tolerated,
+        "held_frames": list(n.held_frames),
+        "held_bytes": list(n.held_bytes),
+        "held_frames_peak": n.held_frames_peak,
+        "held_bytes_peak": n.held_bytes_peak,
+        "fragments_waiting": list(n.fragments_waiting),
+        "fragments_dropped": n.fragments_dropped,
+        "datagrams_reassembled": n.datagrams_reassembled,
+        "flows": n.flows,
+        "flows_made": n.flows_made,
+        "flows_evicted": n.flows_evicted,
+        "checkpoints_wanted": n.checkpoints_wanted,
+        "commits": n.commits,
+        "aborts": n.aborts,
+        "events_lost": n.events_lost,
+        "release_ages": {str(k): release_ages(v, n.release_age_sum[k]) for k, v in n.release_ages.items()},
+    }
+
+
+def _nonzero(counts: Mapping[Any, int]) -> dict[str, int]:
+    return {str(key): count for key, count in counts.items() if count}
 
 
 def _ms(ns: int | None) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
+from coloproxy.histogram import Histogram
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import Neighbour, Role
@@ -41,6 +42,8 @@ class SecondaryVm(RunningVm):
             address = dataclasses.replace(vm.qmp, connect=True)
             self._qmp = QmpLink(address, self, gate=self.path, deadline_s=deadline)
         self.epochs = 0
+        self._epoch_began = self.began
+        self._pauses = Histogram()
         self._taken_over = ""
         self._abandoned = ""
         self._run_state = ""  # at the last STOP, once QEMU has said it
@@ -116,6 +119,9 @@ class SecondaryVm(RunningVm):
         self.path.epoch(resumed)
         held = resumed - self._stopped_at if self._stopped_at is not None else None
         self._stopped_at = None
+        self._epoch_began = time.monotonic_ns()
+        if held is not None:
+            self._pauses.add(held)
         self.tell(told.Epoch(self.epochs, held))
 
     def qmp_lost(self, reason: str) -> None:
@@ -245,4 +251,11 @@ class SecondaryVm(RunningVm):
 
     def status(self) -> dict[str, Any]:
         counters = self.path.counters()
-        return {**super().status(), "state": self.state, "epoch": self.epochs, "rewriter": counters["rewriter"]}
+        return {
+            **super().status(),
+            "state": self.state,
+            "epoch": self.epochs,
+            "epoch_age_s": round((time.monotonic_ns() - self._epoch_began) / 1e9, 3),
+            "pauses": self._pauses.status(),
+            "rewriter": counters["rewriter"],
+        }

@@ -25,6 +25,7 @@ from .wires import NicWires
 log = logging.getLogger(__name__)
 
 LINGER_S: Final = 0.5
+_LINK_COUNTERS: Final = ("sent_bytes", "received_bytes", "queued_bytes", "resumed", "gaps", "refused")
 
 
 class RunningVm:
@@ -242,7 +243,7 @@ class RunningVm:
                 "cipher": self.link_cipher if self.link_up else "",
                 "session": self.session,
                 "rtt_ms": round(link["rtt"] / 1e6, 3) if link["rtt"] >= 0 else None,
-                **{name: link[name] for name in ("queued_bytes", "resumed", "gaps", "refused")},
+                **{name: link[name] for name in _LINK_COUNTERS},
             },
             "nics": [
                 {
