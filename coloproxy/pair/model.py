@@ -538,6 +538,12 @@ class Process(Table):
         default=None, description="Log a line of statistics so often; left out: never."
     )
 
+    metrics: Annotated[Address | None, Place(unix=False, any_host=True), PerHost(), Example('":9811"')] = Field(
+        default=None,
+        description="Prometheus finds its metrics there (/metrics, plain HTTP, no password); left out: nowhere. "
+        "Without a host: for this host's own programs only.",
+    )
+
     def problems(self) -> Iterator[Problem]:
         if self.user is None:
             yield from self._only_with(("group",), "user")
