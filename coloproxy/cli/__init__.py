@@ -5,10 +5,24 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import bench, compare, config, ctl, demo, mutate, replay, run
+from coloproxy.cli import bench, compare, config, ctl, demo, doctor, mutate, replay, run, status, top
 from coloproxy.cli.app import FAILED, app
 
-__all__ = ["app", "bench", "compare", "config", "ctl", "demo", "main", "mutate", "replay", "run"]
+__all__ = [
+    "app",
+    "bench",
+    "compare",
+    "config",
+    "ctl",
+    "demo",
+    "doctor",
+    "main",
+    "mutate",
+    "replay",
+    "run",
+    "status",
+    "top",
+]
 
 
 def main() -> None:
