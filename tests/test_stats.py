@@ -173,7 +173,8 @@ ALL_REPORTS = [
     told.Epoch(3, None),
     told.TookOver("why", 2),
     told.WentAlone("why"),
-    told.StoodDown(),
+    told.StoodDown("a wish"),
+    told.StateChanged("standby", "taken-over", "a wish"),
     told.PeerSays("hello"),
 ]
 

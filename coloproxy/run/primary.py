@@ -118,6 +118,7 @@ class PrimaryVm(RunningVm):
         self.checkpoints_failed = 0
         self.last_checkpoint: dict[str, Any] | None = None
         self._pauses = Histogram()
+        self._durations = Histogram()
         self._epoch_began = self.began
 
     def _make_engine(self, *, again: bool) -> Engine:
@@ -133,9 +134,7 @@ class PrimaryVm(RunningVm):
     def _make_guide(self) -> tuple[Guide, QmpGuide | None]:
         checkpoint = self.pair.checkpoint
         if checkpoint.back_end == "qmp" and self.vm.qmp is not None:
-            qmp = QmpGuide(
-                dataclasses.replace(self.vm.qmp, connect=True), checkpoint.timing(), self._hear, lambda: None
-            )
+            qmp = QmpGuide(dataclasses.replace(self.vm.qmp, connect=True), checkpoint.timing(), self.hear, lambda: None)
             return qmp, qmp
         if checkpoint.back_end == "command" and checkpoint.command is not None:
             options = CommandOptions(
@@ -145,8 +144,8 @@ class PrimaryVm(RunningVm):
                 min_interval_s=checkpoint.min_interval / 1e9,
                 initial=checkpoint.initial,
             )
-            return CommandGuide(options, self._hear, before_commit=self._before_commit), None
-        return PlainGuide(self._hear, None, 1.0), None
+            return CommandGuide(options, self.hear, before_commit=self._before_commit), None
+        return PlainGuide(self.hear, None, 1.0), None
 
     # ------------------------------------------------------------------ life
 
@@ -223,7 +222,7 @@ class PrimaryVm(RunningVm):
             self.fail(f"{self.vm.name}: {event.reason}")
         self._guide.on_engine(event)
 
-    def _hear(self, report: Report) -> None:
+    def hear(self, report: Report) -> None:
         """The guide's reports; some of them are kept for the status."""
         if isinstance(report, CheckpointFailed):
             self.checkpoints_failed += 1
@@ -232,6 +231,8 @@ class PrimaryVm(RunningVm):
         if isinstance(report, CheckpointCommitted):
             self.checkpoints += 1
             self.checkpoints_by_cause[kind_of(report.causes)] += 1
+            if report.total_ns is not None:
+                self._durations.add(report.total_ns)
             self._checkpointed.set()
             self.last_checkpoint = {
                 "causes": list(report.causes),
@@ -275,6 +276,7 @@ class PrimaryVm(RunningVm):
         self._token_stops = self._epochs.stops
         self.path.sync(token)
         self.say(Message("sync", number=token))
+        self.note_state("both sides count epochs anew")
 
     def on_path(self, event: PathEvent) -> None:
         if event.kind is EventKind.SYNCED:
@@ -352,17 +354,17 @@ class PrimaryVm(RunningVm):
             case "left-out":
                 self._guide.want(f"on the secondary: {message.text} was full")
             case "took-over":
-                self._stand_down()
+                self._stand_down(message.text)
             case _:
                 self.trouble(f"link: a primary is not told {message.kind}")
 
-    def _stand_down(self) -> None:
+    def _stand_down(self, reason: str) -> None:
         if self._stood_down:
             return
         self._stood_down = True
         for wires in self.nics:
             self._open_or_close(wires, is_open=False)
-        self.tell(told.StoodDown())
+        self.tell(told.StoodDown(reason))
         # Nothing is left to say: a new connection would only begin a session with a VM that goes its own way.
         if self._losing is not None:
             self._losing.cancel()
@@ -447,6 +449,7 @@ class PrimaryVm(RunningVm):
             "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
             "pauses": self._pauses.status(),
+            "durations": self._durations.status(),
             "comparator": _comparator(n),
             "engine": {
                 "bytes_read": {str(port): engine.bytes_read[port] for port in Port},

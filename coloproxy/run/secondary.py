@@ -151,6 +151,7 @@ class SecondaryVm(RunningVm):
         match message.kind:
             case "sync":
                 self._abandoned = ""
+                self.note_state("the primary counts epochs with this host again")
                 self.spawn(self._answer(message.number))
             case "epoch":
                 self.path.stand()

@@ -117,13 +117,29 @@ class WentAlone(Report):
 
 @dataclass(frozen=True, slots=True)
 class StoodDown(Report):
-    """PRIMARY: the secondary has taken over while we were there: two must not speak."""
+    """PRIMARY: the secondary has taken over while we were there: two must not speak. reason: its own."""
 
+    reason: str
     name: ClassVar[str] = "stood-down"
     level: ClassVar[int] = logging.ERROR
 
     def __str__(self) -> str:
-        return "the secondary has taken over: the TAPs are closed, nothing of this VM leaves any more"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"the secondary has taken over{why}: the TAPs are closed, nothing of this VM leaves any more"
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Report):
+    """before, after: as in the status. reason: what was told last, or done, before it was so."""
+
+    before: str
+    after: str
+    reason: str
+    name: ClassVar[str] = "state"
+    level: ClassVar[int] = logging.DEBUG
+
+    def __str__(self) -> str:
+        return f"{self.before} -> {self.after}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

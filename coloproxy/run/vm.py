@@ -54,6 +54,7 @@ class RunningVm:
         self.link_reason = "not connected yet"
         self.session: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last_state: str | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -69,6 +70,7 @@ class RunningVm:
             wires.start(self.path)
         self.path.start()
         self.begin()
+        self._last_state = self.state
         async with asyncio.TaskGroup() as group:
             for wires in self.nics:
                 group.create_task(wires.serve(self.path))
@@ -112,6 +114,19 @@ class RunningVm:
     def tell(self, report: Report) -> None:
         log.log(report.level, "%s: %s", self.vm.name, report)
         self.journal.report(report, {"vm": self.vm.name})
+        self.note_state(str(report))
+
+    @property
+    def state(self) -> str:
+        """For the status: of a role's own states."""
+        raise NotImplementedError
+
+    def note_state(self, reason: str) -> None:
+        """Tells if the state is another one by now. Called after whatever may change it."""
+        if self._last_state is None or self.state == self._last_state:
+            return
+        before, self._last_state = self._last_state, self.state
+        self.tell(told.StateChanged(before, self._last_state, reason))
 
     def trouble(self, text: str) -> None:
         self.tell(Trouble(text))
