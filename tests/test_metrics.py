@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pair_files import PAIR
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from statuses import node_status, run_status, vm_status
 
 from coloproxy.address import Address
 from coloproxy.errors import AddressError
+from coloproxy.journal import Journal
 from coloproxy.metrics import Limits, MetricsServer, StatusCollector
 from coloproxy.metrics.families import NODE, VM
+from coloproxy.pair import load
+from coloproxy.reports import CheckpointCommitted, CheckpointFailed, Protected
+from coloproxy.run.primary import PrimaryVm
 
 DEADLINE = 20.0
 IDENTITY = {"pid", "uptime_s", "at_s"}  # that are not worth a metric, or change from call to call
@@ -394,3 +399,31 @@ def test_the_documented_metrics_are_those_that_there_are() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     (inside,) = re.findall(r"<!-- metrics: .*? -->\n\n(.*?)\n\n<!-- end of metrics -->", text, re.DOTALL)
     assert inside == table()
+
+
+# ------------------------------------------------------------ what is counted
+
+
+def test_checkpoints_are_counted_as_they_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "pair.toml"
+    file.write_text(PAIR)
+    pair = load(file, "primary")
+    vm = PrimaryVm(pair, pair.vms[0], Journal(None), pytest.fail)
+    for report in (
+        Protected(300_000_000),
+        CheckpointCommitted(1, ("payload in TCP 10.0.0.2:80", "fin"), 1, 12_000_000, 20_000_000),
+        CheckpointCommitted(2, (), None, 8_000_000, None),
+        CheckpointCommitted(3, ("the operator's wish",), None, None, 30_000_000),
+        CheckpointFailed("no", ("payload",), None),
+    ):
+        vm.hear(report)
+    status = vm.status()
+    vm.path.close()
+    assert status["checkpoints_by_cause"] == {"payload": 1, "qemu": 1, "request": 1}
+    assert (status["checkpoints"], status["checkpoints_failed"]) == (3, 1)
+    assert (status["pauses"]["count"], status["pauses"]["sum_ms"]) == (3, 320)
+    assert (status["durations"]["count"], status["durations"]["sum_ms"]) == (2, 50)
+    found = samples(text_of({"pair": "web", "role": "primary", "vms": [status]}))
+    assert value(found, "coloproxy_checkpoint_pause_seconds_bucket", le="0.01") == 1
+    assert value(found, "coloproxy_checkpoint_pause_seconds_bucket", le="0.025") == 2
+    assert value(found, "coloproxy_checkpoints_failed_total") == 1

@@ -66,7 +66,7 @@ def test_both_nodes(tmp_path: Path) -> None:
         "checkpoints 12 qemu 9, payload 3 1 failed",
         "pauses median <= 10 ms, p99 <= 25 ms",
         "held 5 frames, 2.0 KiB",
-        "disk1 1.0 GiB resync ############............ 50% of 1.0 GiB 100.0 MiB/s 5.12 s left",
+        "disk1 1.0 GiB resync ############............ 50% of 1,024.0 MiB 100.0 MiB/s 5.12 s left",
         "link sent 10,001 received 9,991 lost 11 refused 24 round trip 0.2/0.412/9.5 ms",
         "protecting -> protected resumed: COLO runs",
     ):
@@ -95,7 +95,7 @@ def test_rates_are_of_the_same_vm_since_then(tmp_path: Path) -> None:
     before["vms"][1]["checkpoints"] = 500  # it was started anew since
     text = words(shown(now, None, [before], 2.0))
     assert "checkpoints 30 (15.0/s)" in text
-    assert "checkpoints 5 link" in text
+    assert "checkpoints 5 held" in text
     assert "/s)" not in shown(now)
 
 

@@ -134,6 +134,12 @@ _CHECKPOINTS: Final = (
         "histogram", "checkpoint_pause_seconds", "How long the VM stood still for a checkpoint.", distribution("pauses")
     ),
     Family(
+        "histogram",
+        "checkpoint_duration_seconds",
+        "From the wish for a checkpoint to its commit.",
+        distribution("durations"),
+    ),
+    Family(
         "gauge",
         "last_checkpoint_pause_seconds",
         "Of the last one.",
