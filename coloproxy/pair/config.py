@@ -38,16 +38,15 @@ from .model import (
     Link,
     Nic,
     Pair,
-    PerHost,
     Process,
     Role,
-    Table,
     Tap,
     Vm,
     VmSide,
 )
 from .positions import Path as KeyPath
 from .positions import key_lines
+from .table import PerHost, Table
 from .units import Endpoint
 
 __all__ = [
@@ -69,6 +68,10 @@ __all__ = [
     "parse",
 ]
 
+HOST_NAMES: Final[dict[Role, str]] = {"primary": "a", "secondary": "b"}
+"""Of the two hosts, where roles change: by the role in which each of them begins."""
+
+_PER_HOST: Final = {*HOST_NAMES, *HOST_NAMES.values()}
 _WANTED: Final = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -81,6 +84,11 @@ _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 
 def load(path: Path | str, role: Role) -> Pair:
     """The pair as the host in that role sees it. Raises ConfigError: the file can't be read, or has mistakes."""
+    return load_both(path)[role]
+
+
+def load_both(path: Path | str) -> dict[Role, Pair]:
+    """As each host sees it. Raises ConfigError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -90,11 +98,16 @@ def load(path: Path | str, role: Role) -> Pair:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{path}:{line}: is not UTF-8: {error.reason}"]) from error
-    return parse(text, role, source=str(path))
+    return parse_both(text, source=str(path))
 
 
 def parse(text: str, role: Role, source: str = "pair.toml") -> Pair:
     """The same from the file's text; `source`: its name in errors. Raises ConfigError."""
+    return parse_both(text, source)[role]
+
+
+def parse_both(text: str, source: str = "pair.toml") -> dict[Role, Pair]:
+    """As each host sees it. Raises ConfigError."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -103,7 +116,7 @@ def parse(text: str, role: Role, source: str = "pair.toml") -> Pair:
         raise ConfigError([f"{source}: tables or lists are nested too deeply"]) from None
     lines = key_lines(text.replace("\r\n", "\n"))
     found: dict[tuple[int, str], None] = {}  # in order, and those that hold for both hosts once
-    pairs = {}
+    pairs: dict[Role, Pair | None] = {}
     for each in ROLES:
         reading = _Reading(document, each)
         pairs[each] = reading.pair()
@@ -111,9 +124,7 @@ def parse(text: str, role: Role, source: str = "pair.toml") -> Pair:
             found[(_line(lines, at), f"{_name(document, at)}{what}")] = None
     if found:
         raise ConfigError([f"{source}:{line}: {what}" for line, what in sorted(found, key=lambda item: item[0])])
-    pair = pairs[role]
-    assert pair is not None  # or there were problems
-    return pair
+    return {each: pair for each, pair in pairs.items() if pair is not None}  # all are: there were no problems
 
 
 def _syntax(message: str, text: str, source: str) -> str:
@@ -185,11 +196,12 @@ class _Reading:
             here, there = (*at, key), (*origin, key)
             info = fields.get(key)
             if info is not None and isinstance(value, dict) and is_per_host(info) and self._by_host(info, value, there):
-                if self.role not in value:
+                name = next((name for name in (self.role, HOST_NAMES[self.role]) if name in value), None)
+                if name is None:
                     self._left_out.add(here)
                     self._origins[here] = there
                     continue
-                value, there = value[self.role], (*there, self.role)
+                value, there = value[name], (*there, name)
             self._origins[here] = there
             inner = None if info is None else table_of(info)
             if inner is not None and isinstance(value, dict):
@@ -205,13 +217,13 @@ class _Reading:
 
     def _by_host(self, info: FieldInfo, value: dict[str, Any], origin: KeyPath) -> bool:
         if table_of(info) is not None:
-            return bool(value) and set(value) <= set(ROLES)
+            return bool(value) and set(value) <= _PER_HOST
         for key in value:
-            if key not in ROLES:
+            if key not in _PER_HOST:
                 self.problems.append(
-                    ((*origin, key), "unknown key; a value for each host is given as primary and secondary")
+                    ((*origin, key), "unknown key; a value for each host is given as primary and secondary, or a and b")
                 )
-        return any(key in ROLES for key in value)
+        return any(key in _PER_HOST for key in value)
 
     # Checks of each key, then of one key against another as far as these are right.
 
@@ -268,7 +280,7 @@ def _explain(details: ErrorDetails, model: type[Table]) -> str:
         known = list(keys_of(_model_at(model, tuple(around))))
         close = difflib.get_close_matches(str(key), known, n=1)
         return f'unknown key, did you mean "{close[0]}"?' if close else f"unknown key; there are {', '.join(known)}"
-    if isinstance(value, dict) and value and set(value) <= set(ROLES):
+    if isinstance(value, dict) and value and set(value) <= _PER_HOST:
         return "must be the same on both hosts"
     if kind == "literal_error":
         return f"must be one of {str(context['expected']).replace(' or ', ', ')}".replace("'", '"')

@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from .config import is_per_host, keys_of, table_of
-from .model import Example, Pair, Table
+from .model import Pair
+from .table import Example, Table
 from .units import (
     Account,
     Count,
@@ -37,7 +38,7 @@ from .units import (
 _HEAD = """\
 # A pair of hosts for coloproxy: the same file lies on both. Every key is here, with its default.
 # A line that begins with "#" and no blank is a key without a default, or one that is not needed here.
-# Keys marked [per host] may be given as { primary = ..., secondary = ... }.
+# Keys marked [per host] may be given as { primary = ..., secondary = ... }, or with a and b for these.
 """
 _WORDS: dict[type, str] = {
     Account: "a user or group",
@@ -85,10 +86,14 @@ def _lines(model: type[Table], path: str) -> Iterator[str]:
         inner = table_of(info)
         if inner is not None:
             header = f"{path}{key}"
-            yield f"[[{header}]]" if _is_list(info) else f"[{header}]"
-            yield from textwrap.wrap(_about(inner), 110, initial_indent="# ", subsequent_indent="# ")
-            yield ""
-            yield from _lines(inner, f"{header}.")
+            section = [
+                f"[[{header}]]" if _is_list(info) else f"[{header}]",
+                *textwrap.wrap(_about(inner), 110, initial_indent="# ", subsequent_indent="# "),
+                "",
+                *_lines(inner, f"{header}."),
+            ]
+            needed = info.is_required() or info.default_factory is not None
+            yield from section if needed else (line if not line or line[0] == "#" else f"#{line}" for line in section)
 
 
 def _assignment(key: str, info: FieldInfo) -> str:

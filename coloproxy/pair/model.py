@@ -12,11 +12,10 @@ A model's `problems` are the checks of one key against another, each with the ke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
+from pydantic import Field, PrivateAttr, StrictBool
 
 from coloproxy._native import ffi, lib
 from coloproxy.address import Address
@@ -25,6 +24,8 @@ from coloproxy.config import ComparatorOptions
 from coloproxy.path.path import NICS_MAX, QUEUES_MAX
 from coloproxy.recording import RecordOptions, RingOptions
 
+from .node_model import Node
+from .table import Example, PerHost, Problem, Table
 from .units import (
     GIB,
     KIB,
@@ -50,25 +51,9 @@ from .units import (
 Role = Literal["primary", "secondary"]
 ROLES: Final[tuple[Role, Role]] = ("primary", "secondary")
 
-Problem = tuple[tuple[str | int, ...], str]
-"""Where, from the model on, and what is wrong."""
-
 RUNTIME_DIRECTORY: Final = Path("/run/coloproxy")
 VM_PLACE: Final = "{vm}"
 """In a recording's path: the name of the VM."""
-
-
-@dataclass(frozen=True, slots=True)
-class PerHost:
-    """Marks a key whose value may be given for each host: `{ primary = ..., secondary = ... }`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """How a key without a default is written, in TOML. `shown`: needed in the commonest set-up."""
-
-    text: str
-    shown: bool = False
 
 
 def _defaults() -> Any:
@@ -78,26 +63,6 @@ def _defaults() -> Any:
 
 
 _CORE: Final = _defaults()
-
-
-class Table(BaseModel):
-    """A table of the file. Unknown keys are errors, nothing is converted, nothing changes later."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_default=False)
-
-    def problems(self) -> Iterator[Problem]:
-        """What is wrong among keys that are right for themselves."""
-        return iter(())
-
-    def given(self, key: str) -> bool:
-        """Whether the file has that key."""
-        return key in self.model_fields_set
-
-    def _only_with(self, keys: tuple[str, ...], condition: str) -> Iterator[Problem]:
-        """A key that would have no effect. Its default may stand there: `show-defaults` writes them all."""
-        for key in keys:
-            if self.given(key) and getattr(self, key) != type(self).model_fields[key].default:
-                yield (key,), f"is only used with {condition}"
 
 
 # ----------------------------------------------------------------------- link
@@ -564,6 +529,7 @@ class Pair(Table):
     vms: Annotated[tuple[Vm, ...], Field(min_length=1, max_length=64)] = Field(alias="vm", description="The VMs.")
     control: Control = Field(default_factory=Control, description="`coloproxy ctl`.")
     process: Process = Field(default_factory=Process, description="The process.")
+    node: Node | None = Field(default=None, description="What `coloproxy node` needs beyond that.")
 
     _role: Role = PrivateAttr(default="primary")
 
@@ -575,6 +541,13 @@ class Pair(Table):
     def role(self) -> Role:
         """The host this is resolved for."""
         return self._role
+
+    def in_role(self, role: Role, listener: Pair) -> Pair:
+        """For `coloproxy node`: this host in that role. `listener`: the secondary's host, where the link listens."""
+        link = self.link.model_copy(update={"primary": None, "secondary": listener.link.secondary})
+        pair = self.model_copy(update={"link": link})
+        pair._role = role
+        return pair
 
     @property
     def peer_role(self) -> Role:
@@ -590,10 +563,15 @@ class Pair(Table):
     def problems(self) -> Iterator[Problem]:
         if len(str(self.control_socket).encode()) > 107:
             yield ("name",), f"makes the control socket's path too long ({self.control_socket}); set control.socket"
-        if self._role == "primary" and not self.link.secondary.host:
+        if (self._role == "primary" or self.node is not None) and not self.link.secondary.host:
             yield ("link", "secondary"), "the host is missing: the primary needs to know where to connect to"
         yield from _twice((("vm", index, "name"), vm.name) for index, vm in enumerate(self.vms))
-        if self.checkpoint.back_end == "qmp":
+        if self.node is not None:
+            if len(self.vms) != 1:
+                yield ("vm",), f"must be one with [node], not {len(self.vms)}"
+            if self.checkpoint.back_end != "qmp":
+                yield ("checkpoint", "back_end"), 'must be "qmp" with [node]'
+        elif self.checkpoint.back_end == "qmp":
             for index, vm in enumerate(self.vms):
                 if vm.qmp is None:
                     yield ("vm", index, "qmp"), 'is missing: checkpoint.back_end = "qmp" needs it'
