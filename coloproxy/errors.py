@@ -17,6 +17,9 @@ ColoproxyError
  +-- VmmError            QEMU's process can't be started, adopted, reached or ended
  |    +-- VmmBusy        one runs already where one was to be started
  |    +-- VmmExited      it has ended; holds its exit status
+
+
+ +-- DiskError           a disk image that can't be used, or a step of its replication that failed
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached
  +-- NativeError         the C core reported a failure (want of memory, a system call)
@@ -123,6 +126,20 @@ class VmmExited(VmmError):
     def __init__(self, status: int | None, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+class DiskError(ColoproxyError):
+    """A disk image that can't be used, or a step of its replication that failed.
+
+    Attributes:
+        kind: one of coloproxy.disks.model.Kind, for counters and for who must decide what to do next.
+        text: the reason, in words that an operator can act on.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
 
 
 class CaptureError(ColoproxyError):
