@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coloproxy.address import parse_address
-from coloproxy.disks import Disk, Peer, images, primary, primary_arguments, secondary, secondary_arguments
+from coloproxy.disks import Disk, Format, Peer, images, primary, primary_arguments, secondary, secondary_arguments
 from coloproxy.qmp import QmpLink
 from coloproxy.testbed import kernel as kernels
 from coloproxy.testbed.cpio import CpioWriter
 from coloproxy.testbed.debian import command, unpack_package
+from coloproxy.testbed.errors import GuestError
 from coloproxy.testbed.guest import cache_directory
 from coloproxy.testbed.guest_files import HOST_NAME_KEY
 from coloproxy.testbed.process import Daemon
@@ -38,7 +40,7 @@ RECORD = 4096  # bytes
 _MODULES = ("virtio_pci", "virtio_blk", "qemu_fw_cfg")
 
 _INIT = f"""#!/bin/busybox sh
-# Writes record n to block n of the disk, past the guest's cache, and then says so. Each bears the name of the host that
+# Writes record n to block n of the disk, flushes, and then says so. Each bears the name of the host that
 # the guest runs on: what the two VMs write differs, always.
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -51,8 +53,8 @@ while :; do
     n=$((n + 1))
     read -r host < /sys/firmware/qemu_fw_cfg/by_name/{HOST_NAME_KEY}/raw
     for disk in /dev/vd?; do
-        yes "$n $host" | head -c {RECORD} | dd of=$disk bs={RECORD} seek=$n iflag=fullblock oflag=direct 2>/dev/null ||
-            echo "failed $n"
+        yes "$n $host" | head -c {RECORD} |
+            dd of=$disk bs={RECORD} seek=$n iflag=fullblock oflag=direct conv=fsync 2>/dev/null || echo "failed $n"
     done
     echo "wrote $n"
 done
@@ -98,9 +100,9 @@ def build_guest() -> Guest:
 def _kernel(cache: Path) -> kernels.Kernel:
     """A kernel with virtio_blk: the test bed's own if it has it, else the same package's once more."""
     found = kernels.find_kernel(cache)
-    with contextlib.suppress(kernels.GuestError):
-        found.module_files(_MODULES)
-        return found
+    with contextlib.suppress(GuestError):
+        if all(file.exists() for file in found.module_files(_MODULES)):
+            return found
     place = cache / f"linux-blk-{found.version}"
     modules = Path("lib/modules") / found.version
     if not place.exists():
@@ -235,10 +237,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def make_disks(directory: Path, count: int = 1, size: int = 64 * MIB, form: str = "qcow2") -> list[Disk]:
+async def make_disks(directory: Path, count: int = 1, size: int = 64 * MIB, form: Format = "qcow2") -> list[Disk]:
     """The images of one host."""
-    directory.mkdir(parents=True, exist_ok=True)
-    assert form in ("qcow2", "raw")
+    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
     disks = [Disk(i, directory / f"disk{i}.img", form, size, directory / "overlays") for i in range(count)]
     for disk in disks:
         await images.make_blank(disk.image, disk.format, size)
@@ -287,8 +288,13 @@ class Bed:
 
     # ------------------------------------------------------------- with a guest
 
-    async def machine(self, name: str, disks: Sequence[Disk], guest: Guest, role: str, *more: str) -> Vm:
-        """A guest that boots ("alone"), stands at its first instruction ("primary") or waits ("secondary")."""
+    async def machine(
+        self, name: str, disks: Sequence[Disk], guest: Guest, role: str, *, slow: int | None = None
+    ) -> Vm:
+        """A guest that boots ("alone"), stands at its first instruction ("primary") or waits ("secondary").
+
+        slow: bytes/s that can be written to a secondary's images.
+        """
         acceleration = choose_acceleration()
         vm = Vm(name, self.directory, disks)
         self.vms.append(vm)
@@ -301,12 +307,12 @@ class Bed:
         argv += ["-chardev", f"file,id=console,path={vm.console}", "-serial", "chardev:console"]
         if role == "secondary":
             await images.prepare_overlays(disks)
-            argv += [*secondary_arguments(disks), "-incoming", f"tcp:127.0.0.1:{self.migration}"]
+            argv += [*_slowed(secondary_arguments(disks), slow), "-incoming", f"tcp:127.0.0.1:{self.migration}"]
         else:
             argv += [*primary_arguments(disks), *(["-S"] if role == "primary" else [])]
         for disk in disks:
             argv += ["-device", f"virtio-blk-pci,drive={disk.quorum},id=disk{disk.index}"]
-        await vm.start([*argv, *more], acceleration.environment)
+        await vm.start(argv, acceleration.environment)
         if role == "secondary":
             await secondary.prepare(vm.qmp, disks, self.peer)
         return vm
@@ -352,9 +358,26 @@ class Bed:
         await first.qmp.execute("x-colo-lost-heartbeat")
         await primary.detach(first.qmp, first.disks)
         async with asyncio.timeout(10):
-            while await first.status() != "running":
+            while await first.status() != "running":  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         return time.monotonic() - begin
+
+
+def _slowed(arguments: list[str], limit: int | None) -> list[str]:
+    """A secondary's arguments with a throttle below each image."""
+    if limit is None:
+        return arguments
+    group = {"qom-type": "throttle-group", "id": "slow", "limits": {"bps-write": limit, "bps-write-max": limit}}
+    made = ["-object", json.dumps(group)]
+    for text in arguments:
+        node = json.loads(text) if text.startswith("{") else {}
+        if str(node.get("node-name")).startswith("parent"):
+            slow = {"driver": "throttle", "throttle-group": "slow", "file": node["file"]}
+            slow["node-name"] = node["file"] = f"slow-{node['node-name']}"
+            made += [json.dumps(slow), "-blockdev"]
+            text = json.dumps(node)
+        made.append(text)
+    return made
 
 
 @contextlib.asynccontextmanager

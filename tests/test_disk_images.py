@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from disk_bed import MIB, make_disks, tool
 
-from coloproxy.disks import Disk, Kind, Lineage, images, record, recover
+from coloproxy.disks import Disk, Format, Kind, Lineage, images, record, recover
 from coloproxy.errors import DiskError
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
@@ -80,7 +80,8 @@ async def test_an_image_in_use_is_refused_and_its_overlays_are_kept(tmp_path: Pa
     (disk,) = await make_disks(tmp_path, size=SIZE)
     await images.prepare_overlays([disk])
     for path in (disk.image, disk.active_file):
-        holder = subprocess.Popen(["qemu-io", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        argv = ["qemu-io", str(path)]
+        holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
         assert holder.stdin is not None and holder.stdout is not None
         try:
             holder.stdin.write(b"write -P 1 0 64k\n")
@@ -129,7 +130,7 @@ async def test_overlays_have_the_disks_size_and_no_backing_file(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("form", ["qcow2", "raw"])
-async def test_a_blank_copy_is_made_once(tmp_path: Path, form: str) -> None:
+async def test_a_blank_copy_is_made_once(tmp_path: Path, form: Format) -> None:
     (disk,) = await make_disks(tmp_path, size=SIZE, form=form)
     assert (await images.examine(disk.image, disk.format, size=SIZE)).size == SIZE
     with pytest.raises(DiskError) as caught:
@@ -149,7 +150,7 @@ async def test_want_of_space_is_told(tmp_path: Path) -> None:
 # ----------------------------------------------------------------- recovery
 
 
-async def _interrupted(directory: Path, form: str) -> tuple[Disk, bytes]:
+async def _interrupted(directory: Path, form: Format) -> tuple[Disk, bytes]:
     """A disk whose takeover was interrupted, and what its guest would read."""
     (disk,) = await make_disks(directory, size=SIZE, form=form)
     await images.prepare_overlays([disk])
@@ -180,7 +181,9 @@ async def _content(disk: Disk) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["qcow2", "raw"])
-async def test_an_interrupted_commit_is_done_and_the_overlays_are_refused_until_then(tmp_path: Path, form: str) -> None:
+async def test_an_interrupted_commit_is_done_and_the_overlays_are_refused_until_then(
+    tmp_path: Path, form: Format
+) -> None:
     disk, want = await _interrupted(tmp_path, form)
     with pytest.raises(DiskError) as caught:
         await images.prepare_overlays([disk])
@@ -246,5 +249,3 @@ def test_a_damaged_takeover_is_not_no_takeover(tmp_path: Path, text: str) -> Non
 def test_a_damaged_lineage_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "lineage.json").write_text(text)
     assert record.lineage(tmp_path) is None
-
-

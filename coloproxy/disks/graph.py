@@ -98,9 +98,8 @@ class Blocks:
 
     async def delete_nodes(self, *names: str) -> None:
         """Deletes those of the nodes that exist, in this order."""
-        there = await self.nodes()
         for name in names:
-            if name in there:
+            if name in await self.nodes():  # asked each time: one may go with the one before
                 await self.run("blockdev-del", node_name=name)
 
     async def end_jobs(self, *idents: str) -> None:

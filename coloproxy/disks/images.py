@@ -177,6 +177,12 @@ def space_warnings(disks: Sequence[Disk]) -> list[str]:
     return made
 
 
+def overlay_bytes(disks: Sequence[Disk]) -> int:
+    """What the overlays of a secondary take now. A checkpoint empties them: ask for one before they fill their disk."""
+    paths = [path for disk in disks for path in (disk.hidden_file, disk.active_file) if path.exists()]
+    return sum(path.stat().st_blocks * 512 for path in paths)
+
+
 def _exists(path: Path) -> bool:
     return path.exists()
 

@@ -269,6 +269,8 @@ async def _by_bitmap(
 
     It must: QEMU's backup job, the only one that takes a bitmap, lets a write of the guest fail if the target does.
     """
+    for disk in disks:  # connected before, for that may take a while
+        await blocks.send("blockdev-add", nbd_node(disk.remote, disk, peer))
     began = time.monotonic()
     async with _standing(blocks, resume=True):
         for disk in disks:

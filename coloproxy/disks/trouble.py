@@ -17,8 +17,9 @@ class What(StrEnum):
     """P: a write did not reach the secondary's image: it is no copy any more. No checkpoint may commit after this;
     detach at once (yank, x-colo-lost-heartbeat, primary.detach)."""
     LOCAL_FAILED = "local-failed"
-    """P: its own image failed, a write went to the secondary's only: this host's image isn't the truth any more. Let
-    the secondary take over, or stop."""
+    """This host's own storage failed. P, protected: the guest noticed nothing, for the write went to the secondary, but
+    this image isn't the truth any more, and reads come from it: end this QEMU at once, the secondary takes over. S: end
+    it, too; the primary goes on alone. Alone: what the guest saw follows as another event."""
     GUEST_STOPPED = "guest-stopped"
     """The guest's disk failed and QEMU has stopped the VM (disk full)."""
     GUEST_TOLD = "guest-told"
