@@ -289,11 +289,11 @@ class Bed:
     # ------------------------------------------------------------- with a guest
 
     async def machine(
-        self, name: str, disks: Sequence[Disk], guest: Guest, role: str, *, slow: int | None = None
+        self, name: str, disks: Sequence[Disk], guest: Guest, role: str, *, throttled: bool = False
     ) -> Vm:
         """A guest that boots ("alone"), stands at its first instruction ("primary") or waits ("secondary").
 
-        slow: bytes/s that can be written to a secondary's images.
+        throttled: with the throttle group "slow" below a secondary's images; it has no limits yet.
         """
         acceleration = choose_acceleration()
         vm = Vm(name, self.directory, disks)
@@ -307,7 +307,11 @@ class Bed:
         argv += ["-chardev", f"file,id=console,path={vm.console}", "-serial", "chardev:console"]
         if role == "secondary":
             await images.prepare_overlays(disks)
-            argv += [*_slowed(secondary_arguments(disks), slow), "-incoming", f"tcp:127.0.0.1:{self.migration}"]
+            argv += [
+                *(_throttled(secondary_arguments(disks)) if throttled else secondary_arguments(disks)),
+                "-incoming",
+                f"tcp:127.0.0.1:{self.migration}",
+            ]
         else:
             argv += [*primary_arguments(disks), *(["-S"] if role == "primary" else [])]
         for disk in disks:
@@ -363,12 +367,9 @@ class Bed:
         return time.monotonic() - begin
 
 
-def _slowed(arguments: list[str], limit: int | None) -> list[str]:
+def _throttled(arguments: list[str]) -> list[str]:
     """A secondary's arguments with a throttle below each image."""
-    if limit is None:
-        return arguments
-    group = {"qom-type": "throttle-group", "id": "slow", "limits": {"bps-write": limit, "bps-write-max": limit}}
-    made = ["-object", json.dumps(group)]
+    made = ["-object", json.dumps({"qom-type": "throttle-group", "id": "slow"})]
     for text in arguments:
         node = json.loads(text) if text.startswith("{") else {}
         if str(node.get("node-name")).startswith("parent"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from disk_bed import MIB, Bed, Guest, Vm, bed, build_guest, make_disks, records, tool
+from disk_bed import Bed, Guest, Vm, bed, build_guest, make_disks, records, tool
 
 from coloproxy.disks import (
     Lineage,
@@ -201,18 +201,22 @@ async def test_takeover_interrupted_before_its_commit_is_done(table: Bed, guest:
     """QEMU is killed while it commits; recover() gives what the guest had written."""
     one, other = await make_disks(table.directory / "a"), await make_disks(table.directory / "b")
     a = await table.machine("a", one, guest, "primary")
-    b = await table.machine("b", other, guest, "secondary", slow=MIB // 4)
+    b = await table.machine("b", other, guest, "secondary", throttled=True)
     await primary.attach(a.qmp, a.disks, table.peer)
     await table.protect(a, b)
     await a.writes(10)
     await table.checkpoint(a)
     await b.writes(5)
     shared = max(a.written(), b.written())
-    await asyncio.gather(a.writes(60), b.writes(60))
+    await asyncio.gather(a.writes(20), b.writes(20))
+    await b.qmp.execute("stop")
+    ahead = await a.writes(100)  # these are in hidden only
+    slow = {"bps-write": 16384, "bps-write-max": 16384}
+    await b.qmp.execute("qom-set", {"path": "/objects/slow", "property": "limits", "value": slow})
     await a.kill()
     record.begin_takeover(b.disk.overlays, 2)
     await table.take_over(b)
-    await b.writes(3)
+    assert await b.writes(3) < ahead
     assert not await secondary.commit_done(b.qmp, b.disks)
     with pytest.raises(DiskError):
         await secondary.clean_up(b.qmp, b.disks)

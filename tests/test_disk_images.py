@@ -181,9 +181,7 @@ async def _content(disk: Disk) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["qcow2", "raw"])
-async def test_an_interrupted_commit_is_done_and_the_overlays_are_refused_until_then(
-    tmp_path: Path, form: Format
-) -> None:
+async def test_an_interrupted_commit_is_done_and_overlays_are_refused_until_then(tmp_path: Path, form: Format) -> None:
     disk, want = await _interrupted(tmp_path, form)
     with pytest.raises(DiskError) as caught:
         await images.prepare_overlays([disk])

@@ -18,6 +18,7 @@ from . import record
 from .model import Disk, Format, Kind
 
 TOOL_S: Final = 60.0
+CHECK_S: Final = 600.0
 COMMIT_S: Final = 3600.0
 _LOCKED: Final = ('Failed to get "write" lock', 'Failed to get shared "write" lock', "Is another process using")
 _CLEAN, _CORRUPT, _LEAKS, _NOT_SUPPORTED = 0, 2, 3, 63
@@ -92,11 +93,13 @@ async def examine(path: Path, form: Format, *, size: int | None = None, repair_l
 async def _check(path: Path, form: Format, *, dirty: bool, repair_leaks: bool) -> None:
     if form == "raw":
         return  # nothing in it that could be wrong; the lock was looked at by inspect()
-    status, out, err = await _qemu_img("check", "--output=json", "-f", form, str(path))
+    status, out, err = await _qemu_img("check", "--output=json", "-f", form, str(path), deadline_s=CHECK_S)
     if status in (_CLEAN, _NOT_SUPPORTED) and not dirty:
         return
     if status == _LEAKS and repair_leaks and not dirty:
-        status, out, err = await _qemu_img("check", "--output=json", "-f", form, "-r", "leaks", str(path))
+        status, out, err = await _qemu_img(
+            "check", "--output=json", "-f", form, "-r", "leaks", str(path), deadline_s=CHECK_S
+        )
         if status == _CLEAN:
             return
     if any(text in err for text in _LOCKED):
