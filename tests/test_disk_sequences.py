@@ -14,7 +14,20 @@ import pytest
 import pytest_asyncio
 from disk_bed import MIB, Bed, Vm, bed, make_disks, same, tool
 
-from coloproxy.disks import Blocks, Disk, Kind, Lineage, Mode, Via, What, primary, read_event, resync, secondary
+from coloproxy.disks import (
+    Blocks,
+    Disk,
+    Kind,
+    Lineage,
+    Mode,
+    Progress,
+    Via,
+    What,
+    primary,
+    read_event,
+    resync,
+    secondary,
+)
 from coloproxy.errors import DiskError
 
 pytestmark = pytest.mark.skipif(
@@ -240,6 +253,36 @@ async def test_a_resync_that_we_died_in_is_called_again(table: Bed, mode: Mode) 
 
 
 # ------------------------------------------------------------------- bitmap
+
+
+async def test_a_resync_by_bitmap_that_is_cancelled_before_a_frozen_peer_lets_the_guest_go_on(table: Bed) -> None:
+    a, b = await pair(table)
+    await a.qmp.execute("cont")
+    token = resync.new_token()
+    await resync.resync(a.qmp, a.disks, table.peer, token)
+    await primary.detach(a.qmp, a.disks)
+    await table.write(a, 52, 20 * MIB, 20 * MIB)
+    moved = asyncio.Event()
+
+    def report(progress: Progress) -> None:
+        if progress.done:
+            moved.set()
+
+    again = resync.new_token()
+    copying = asyncio.create_task(
+        resync.resync(
+            a.qmp, a.disks, table.peer, again, mode=Mode.BITMAP, known=token, bandwidth=8 * MIB, report=report
+        )
+    )
+    await moved.wait()
+    assert await a.status() == "paused"
+    b.signal(signal.SIGSTOP)
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert await a.status() == "running"
+    await table.write(a, 53, 20 * MIB, 20 * MIB)
+    await primary.detach(a.qmp, a.disks)
 
 
 async def test_a_secondary_that_comes_back_gets_what_was_written_since(table: Bed) -> None:

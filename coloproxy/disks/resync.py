@@ -13,6 +13,7 @@ Nothing of this needs to be remembered: after a restart of ours, call it again. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -201,7 +202,7 @@ async def resync(
         await _finish(blocks, disks)
     else:
         await _mirror(blocks, disks, speed, "background", meter, deadline_s)
-        async with _standing(blocks, resume=False):
+        async with _standing(monitor, disks, resume=False):
             await _finish(blocks, disks)
             await primary.attach(monitor, disks, peer, Via.REPLICATION)
         pause = None
@@ -272,7 +273,7 @@ async def _by_bitmap(
     for disk in disks:  # connected before, for that may take a while
         await blocks.send("blockdev-add", nbd_node(disk.remote, disk, peer))
     began = time.monotonic()
-    async with _standing(blocks, resume=True):
+    async with _standing(monitor, disks, resume=True):
         for disk in disks:
             await blocks.run(
                 "blockdev-backup",
@@ -294,8 +295,9 @@ async def _by_bitmap(
 
 
 @asynccontextmanager
-async def _standing(blocks: Blocks, *, resume: bool) -> AsyncIterator[None]:
+async def _standing(monitor: Monitor, disks: Sequence[Disk], *, resume: bool) -> AsyncIterator[None]:
     """The VM is stopped in here. resume: it runs again behind it; else only if something went wrong in here."""
+    blocks = Blocks(monitor)
     ran = await blocks.run_state() == "running"
     if ran:
         await blocks.run("stop")
@@ -303,19 +305,22 @@ async def _standing(blocks: Blocks, *, resume: bool) -> AsyncIterator[None]:
         yield
     except BaseException:
         if ran:
-            # Jobs first: with a broken target, a backup job would fail the guest's writes.
-            await asyncio.shield(_run_again(blocks))
+            await asyncio.shield(_run_again(monitor, disks))
         raise
     if ran and resume:
         await blocks.run("cont")
 
 
-async def _run_again(blocks: Blocks) -> None:
-    try:
-        jobs = [job.ident for job in (await blocks.jobs()).values() if job.ident.startswith("resync")]
-        await blocks.end_jobs(*jobs)
-    finally:
-        await blocks.run("cont")
+async def _run_again(monitor: Monitor, disks: Sequence[Disk]) -> None:
+    """After a failure. Jobs end first: with a target that is gone, a backup job would fail the guest's writes.
+
+    Should a job not end, the VM stays stopped: that can be mended, a guest that was told of I/O errors can't.
+    """
+    blocks = Blocks(monitor)
+    with contextlib.suppress(DiskError):  # a monitor without out-of-band commands; the peer may be well, too
+        await primary.yank(monitor, disks)
+    await blocks.end_jobs(*(disk.job for disk in disks))
+    await blocks.run("cont")
 
 
 async def _watch(blocks: Blocks, disks: Sequence[Disk], until: str, meter: _Meter, deadline_s: float) -> None:
