@@ -64,9 +64,14 @@ async def equal(a: Vm, b: Vm) -> bool:
 
 
 async def test_prepare_twice_is_once_and_reset_too(table: Bed) -> None:
-    _, b = await pair(table, 2)
+    a, b = await pair(table, 2)
     await secondary.prepare(b.qmp, b.disks, table.peer)
     assert await Blocks(b.qmp).exports() == {"exp0", "exp1"}
+    await primary.attach(a.qmp, a.disks, table.peer)
+    begin = len(a.log.events)
+    await secondary.prepare(b.qmp, b.disks, table.peer)  # cuts no connection
+    await table.write(a, 7, MIB, MIB)
+    assert "QUORUM_REPORT_BAD" not in a.log.names(begin)
     await secondary.reset(b.qmp)
     await secondary.reset(b.qmp)
     assert await Blocks(b.qmp).exports() == set()
@@ -120,6 +125,34 @@ async def test_a_secondary_that_is_gone_hurts_no_write(table: Bed, death: signal
     await table.write(a, 8, 2 * MIB, MIB)
     await end(a)
     await tool("qemu-io", "-c", "read -P 7 1M 1M", "-c", "read -P 8 2M 1M", str(a.disk.image))
+
+
+async def test_qemus_replication_driver_loses_what_is_written_before_colo(table: Bed) -> None:
+    """Why Via.NBD is the default."""
+    a, b = await pair(table, content=False)
+    await primary.attach(a.qmp, a.disks, table.peer, Via.REPLICATION)
+    begin = len(a.log.events)
+    await table.write(a, 7, MIB, MIB)
+    troubles = [read_event(name, data, a.disks) for name, data, _ in a.log.events[begin:]]
+    assert What.PEER_LOST in [trouble.what for trouble in troubles if trouble]
+    await primary.detach(a.qmp, a.disks)
+    assert not await equal(a, b)
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_peer_that_is_gone_before_we_connect_leaves_qemu_answering(table: Bed, death: signal.Signals) -> None:
+    a, b = await pair(table)
+    await a.qmp.execute("cont")
+    b.signal(death)
+    if death == signal.SIGKILL:
+        await b.daemon.wait()
+    with pytest.raises(DiskError):
+        await primary.attach(a.qmp, a.disks, table.peer)
+    with pytest.raises(DiskError):
+        await resync.resync(a.qmp, a.disks, table.peer, resync.new_token())
+    await primary.detach(a.qmp, a.disks)
+    assert await a.status() == "running"
+    await table.write(a, 7, MIB, MIB)
 
 
 async def test_detach_of_a_disk_that_is_not_there_says_so(table: Bed, tmp_path: Path) -> None:

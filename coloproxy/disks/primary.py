@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 from coloproxy.errors import DiskError
 
 from .graph import Blocks
 from .model import Disk, Kind, Monitor, Peer
+
+OPEN_S: Final = 1
+"""Seconds for connecting to the peer: whole ones only, and 0 is none."""
 
 
 class Via(StrEnum):
@@ -25,8 +29,13 @@ class Via(StrEnum):
 
 
 def nbd_node(name: str, disk: Disk, peer: Peer) -> dict[str, object]:
-    """The NBD client of that name, as blockdev-add takes it."""
-    return {"driver": "nbd", "node-name": name, "export": disk.parent, "server": peer.address()}
+    """The NBD client of that name, as blockdev-add takes it.
+
+    With a time limit: QEMU's main loop stands still while it connects, without one for ever if the peer is frozen, and
+    no yank helps.
+    """
+    server = peer.address()
+    return {"driver": "nbd", "node-name": name, "export": disk.parent, "server": server, "open-timeout": OPEN_S}
 
 
 async def attach(monitor: Monitor, disks: Sequence[Disk], peer: Peer, via: Via = Via.NBD) -> None:
