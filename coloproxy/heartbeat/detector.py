@@ -32,7 +32,8 @@ A peer that dies while we stall is thus found `timeout` after we run again.
 **Who is believed.** Each process has a random boot id, and numbers its messages on each path. A number is accepted
 once (statistics.Window). A signature alone proves nothing about when: a recorded message of an older process has one
 too. So a path begins unproven, and a message on it is accepted only if it echoes this path's nonce: random, ours,
-used for one proof only and replaced by it. What was recorded before the nonce was sent can't hold it. Others are
+used for one proof only and replaced by it. What was recorded before the nonce was sent can't hold it, and what is
+older than the proof is not accepted after it. Others are
 refused (`unproven`) and answered by a challenge: a message of ours with our nonce, and theirs echoed. A path falls
 back to unproven when it goes down, and when another process of the peer's was believed. So
 
@@ -324,6 +325,7 @@ class Detector:
         self._count(path, message, now)
         if not path.proven:
             path.proven = True
+            path.window.seal()
             self._renew_nonce(path)
             self._send(path, now)  # the peer may be waiting for its own nonce
         if not path.up:
@@ -347,7 +349,7 @@ class Detector:
         gap = path.window.add(message.seq)
         if gap < 0:
             path.reordered += 1
-            path.lost -= message.seq > path.window.first  # it was counted as lost when a newer one came
+            path.lost -= 1  # as which it was counted when a newer one came
             return
         path.lost += gap
         path.peer_nonce = message.nonce

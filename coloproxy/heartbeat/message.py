@@ -150,7 +150,8 @@ class Codec:
         if not hmac.compare_digest(hmac.digest(self._peer_key, body, "sha256"), data[-_MAC:]):
             return Refusal(Reason.FORGED, "the signature doesn't fit; do both hosts have the same pre-shared key?")
         state = data[_HEAD.size : -_MAC]
-        return Message(number, *fields, state=state)
+        boot, seq, nonce, echo, sent, echo_sent, echo_held, interval, state_number = fields
+        return Message(number, boot, seq, nonce, echo, sent, echo_sent, echo_held, interval, state_number, state)
 
     def _version(self, theirs: int) -> Refusal:
         return Refusal(Reason.VERSION, f"heartbeat version {theirs} on the other side, {VERSION} on this one")

@@ -13,6 +13,8 @@ from .message import Reason
 WINDOW: Final = 128
 """Messages behind the newest that are still told apart from repeated ones. Older ones are refused unseen."""
 
+_ALL: Final = (1 << WINDOW) - 1
+
 BUCKETS_NS: Final = tuple(
     int(us * 1000)
     for us in (50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
@@ -26,12 +28,11 @@ EWMA_SHIFT: Final = 3  # weight 1/8 of the newest, as TCP's SRTT (RFC 6298)
 class Window:
     """Which numbers of one peer's process were there. Numbers are 64 bits wide, and never wrap."""
 
-    __slots__ = ("_bits", "first", "newest")
+    __slots__ = ("_bits", "newest")
 
     def __init__(self) -> None:
-        self.first = 0  # what came first; nothing before it counts as lost
         self.newest = 0  # 0: nothing was there
-        self._bits = 0  # bit i: newest - i was there
+        self._bits = _ALL  # bit i: newest - i was there; what is older than the first one passes for it
 
     def seen(self, seq: int) -> bool:
         """Was it there, or is it too old to know?"""
@@ -45,13 +46,15 @@ class Window:
         if seq < self.newest:
             self._bits |= 1 << (self.newest - seq)
             return -1
-        if not self.newest:
-            self.first = seq
-        gap = seq - self.newest - 1 if self.newest else 0
-        shift = min(seq - self.newest, WINDOW)
-        self._bits = (self._bits << shift | 1) & ((1 << WINDOW) - 1)
-        self.newest = seq
+        gap = seq - self.newest - 1
+        if self.newest:
+            self._bits = (self._bits << min(gap + 1, WINDOW) | 1) & _ALL
+        self.newest, gap = seq, gap if self.newest else 0
         return gap
+
+    def seal(self) -> None:
+        """What has not come yet of those before the newest never will."""
+        self._bits = _ALL
 
 
 @dataclass(frozen=True, slots=True)
