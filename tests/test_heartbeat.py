@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hmac
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,11 +88,13 @@ def test_what_is_no_message_of_the_peers(result: Message | Refusal, reason: Reas
 
 
 def test_what_one_host_has_signed_never_passes_for_the_others() -> None:
-    """Even if the host's letter, which anybody can change, is changed."""
-    turned = SEALED.replace(b"\x01a", b"\x01b", 1)
-    result = opened(turned, host="a")
-    assert isinstance(result, Refusal)
-    assert result.reason == Reason.FORGED
+    """Even if the host's letter is another one, and a's own key has signed that."""
+    turned = SEALED.replace(b"\x01a", b"\x01b", 1)[:-32]
+    keys = {host: hmac.digest(PSK, b"coloproxy heartbeat 1\0" + host + b"\0web", "sha256") for host in (b"a", b"b")}
+    by_a, by_b = (opened(turned + hmac.digest(keys[host], turned, "sha256"), host="a") for host in (b"a", b"b"))
+    assert isinstance(by_a, Refusal)
+    assert by_a.reason == Reason.FORGED
+    assert by_b == PLAIN
 
 
 def test_every_truncation_and_every_flipped_bit_is_refused() -> None:
@@ -276,6 +279,36 @@ def test_round_trips_are_the_networks() -> None:
         assert trips.count >= S // INTERVAL - 2
         assert trips.histogram[BUCKETS_NS.index(5 * MS)] == 0
         assert trips.histogram[BUCKETS_NS.index(10 * MS)] == trips.count
+
+
+def forge(world: World, **fields: object) -> bytes:
+    """What b has sent last, with other fields, and b's signature."""
+    last = opened(datagrams(world, "b", 1)[-1], host="a")
+    assert isinstance(last, Message)
+    return Codec(PSK, "web", "b").seal(replace(last, **fields))  # type: ignore[arg-type]
+
+
+def test_a_round_trip_of_another_process_is_none() -> None:
+    """b may still echo the clock of our last process, of before a reboot, say: it must not spoil what comes then."""
+    world = pair(until=S + 10 * MS)
+    before = world.of("a").stats(world.now).paths[0].rtt
+    data = forge(world, seq=1000, echo=bytes(16), echo_sent=S - MS, echo_held=0)
+    assert world.of("a").receive(0, data, world.now) is None
+    assert world.of("a").stats(world.now).paths[0].rtt == before
+    assert world.of("a").receive(0, forge(world, seq=1001, echo_sent=S, echo_held=0), world.now) is None
+    assert world.of("a").stats(world.now).paths[0].rtt.count == before.count + 1
+
+
+def test_what_comes_late_is_no_sign_of_life() -> None:
+    """A message that was overtaken is counted, and that is all."""
+    world = pair(until=S + 10 * MS)
+    world.kill("b")
+    late, newest = forge(world, seq=1000), forge(world, seq=1001)
+    world.at(S + 20 * MS, lambda: world.deliver("a", 0, newest))
+    world.at(S + 300 * MS, lambda: world.deliver("a", 0, late))
+    world.run(2 * S)
+    assert world.nodes["a"].deaths() == [S + 20 * MS + TIMEOUT]
+    assert world.of("a").stats(world.now).paths[0].reordered == 1
 
 
 def test_a_host_that_vanishes() -> None:
@@ -533,6 +566,16 @@ def test_a_stall_gives_a_fresh_grace() -> None:
     assert (stats.stalls, stats.longest_stall_ns) == (1, stalled.late)
 
 
+def test_a_stall_right_at_our_start() -> None:
+    world = World(stalls={"a": [Stall(100 * MS, 2 * S)]})
+    world.start("a")
+    world.run(S)
+    world.start("b")
+    world.run(3 * S)
+    assert world.nodes["a"].of(Dead) == []
+    assert world.of("a").alive
+
+
 def test_a_peer_that_dies_while_we_stall_is_dead_a_timeout_after() -> None:
     world = World(stalls={"a": [Stall(S, 2 * S)]})
     world.start("a", "b")
@@ -699,7 +742,7 @@ def test_true_silence_gives_one_verdict_in_time(
 @given(st.data())
 def test_an_attacker_who_records_everything_changes_nothing(data: st.DataObject) -> None:
     """Processes come and go; all that was ever sent is played again, spoilt, sent back, or to the other path."""
-    restarts = data.draw(
+    restarts: list[tuple[Host, int]] = data.draw(
         st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from([100 * MS, S])), min_size=1, max_size=4)
     )
     calm, attacked = (pair(straight(2 * MS), paths=2) for _ in range(2))

@@ -366,7 +366,6 @@ class Detector:
         if self._peer_boot is not None:
             self._retired.append(self._peer_boot)
         self._peer_boot = boot
-        self._peer_state = None
         self._boots += 1
         for path in self._paths:
             path.window = Window()
