@@ -208,7 +208,9 @@ class Heartbeat:
             case PathDown(number, silent):
                 self._told_path(number, up=False, text=f"is down, silent for {silent // MS} ms")
             case Stalled(late):
-                log.warning("heartbeat %s: this process did not run for %d ms when it should have", pair, late // MS)
+                # Short ones are counted; half a timeout is near to what the peer may take for our death.
+                level = logging.WARNING if late >= self._settings.timeout // 2 else logging.DEBUG
+                log.log(level, "heartbeat %s: this process did not run for %d ms when it should have", pair, late // MS)
 
     def _told_path(self, number: int, *, up: bool, text: str) -> None:
         name = self._paths[number].name
