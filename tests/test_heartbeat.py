@@ -210,14 +210,7 @@ def test_round_trips() -> None:
 
 # Silence
 
-LIMIT = 400
-
-
-def silence(*steps: tuple[str, int] | tuple[str, int, int]) -> Silence:
-    it = Silence(LIMIT, 0)
-    for name, *arguments in steps:
-        getattr(it, name)(*arguments)
-    return it
+LIMIT, PACE = 400, 50
 
 
 @pytest.mark.parametrize(
@@ -226,16 +219,22 @@ def silence(*steps: tuple[str, int] | tuple[str, int, int]) -> Silence:
         ([], 400),
         ([("heard", 100)], 500),
         ([("heard", 100), ("heard", 90)], 500),  # the clock that was read before the sockets
-        ([("stalled", 50, 300)], 700),  # a whole grace from then on
-        ([("heard", 310), ("stalled", 50, 300)], 710),  # what lay in the sockets was read before
+        ([("stalled", 50, 300)], 650),  # 50 were listened to, 350 are left
+        ([("stalled", 350, 450)], 450 + 100 + PACE),  # 50 would be left: the grace is longer
+        ([("stalled", 50, 9000)], 9400),  # and never longer than the limit
         ([("stalled", 400, 9000)], 9400),
-        ([("stalled", 400 * (i + 1), 400 * (i + 1)) for i in range(PATIENCE - 1)], 400 * PATIENCE),
-        ([("stalled", 400 * (i + 1), 400 * (i + 1)) for i in range(PATIENCE)], 400 * PATIENCE),  # no grace any more
-        ([("stalled", 400 * (i + 1), 400 * (i + 1)) for i in range(PATIENCE)] + [("heard", 1700)], 2100),
+        ([("heard", 310), ("stalled", 50, 300)], 710),  # what lay in the sockets was read before
+        ([("stalled", 350, 450), ("heard", 460)], 860),
+        ([("stalled", 100, 200), ("stalled", 250, 300)], 300 + 250),  # 150 were listened to
+        ([("stalled", 400 * i + 400, 400 * i + 400) for i in range(PATIENCE - 1)], 400 * (PATIENCE - 1) + PACE),
+        ([("stalled", 400 * i + 400, 400 * i + 400) for i in range(PATIENCE)], 400 * PATIENCE),  # no grace any more
+        ([("stalled", 400 * i + 400, 400 * i + 400) for i in range(PATIENCE)] + [("heard", 1700)], 2100),
     ],
 )
 def test_silence(steps: list[tuple[str, int]], deadline: int) -> None:
-    it = silence(*steps)
+    it = Silence(LIMIT, PACE, 0)
+    for name, *arguments in steps:
+        getattr(it, name)(*arguments)
     assert it.deadline() == deadline
     assert not it.over(deadline - 1)
     assert it.over(deadline)
@@ -566,6 +565,19 @@ def test_a_stall_gives_a_fresh_grace() -> None:
     assert [type(event) for event in world.nodes["b"].of(Alive, Dead)] == [Alive, Dead, Alive]
     stats = world.of("a").stats(world.now)
     assert (stats.stalls, stats.longest_stall_ns) == (1, stalled.late)
+
+
+@pytest.mark.parametrize("begin", range(0, 401, 25))
+@pytest.mark.parametrize("length", [60, 100, 200])
+def test_a_stall_between_a_death_and_its_verdict(begin: int, length: int) -> None:
+    world = World(stalls={"a": [Stall(S + begin * MS, S + (begin + length) * MS)]})
+    world.start("a", "b")
+    world.run(S + 10 * MS)
+    world.kill("b")
+    world.run(3 * S)
+    (death,) = world.nodes["a"].deaths()
+    assert death >= S + TIMEOUT
+    assert death <= S + 10 * MS + TIMEOUT + INTERVAL + 2 * length * MS
 
 
 def test_a_stall_right_at_our_start() -> None:

@@ -22,12 +22,16 @@ are lost with them; neither is the peer's silence. Three rules keep it from bein
    time from before. So all that had come by `now` has been heard when it is judged. A stall between any two of these
    steps only means that more was read than had to be.
 2. `deadline` says when we wanted to run. A `tick` that comes later than that by more than `interval` is a stall of
-   ours, and gives every path a fresh grace of a whole `timeout`, from `now` on: the peer may need it too (our host was
-   paused and its queues are gone, so nothing lay in the sockets). A smaller delay needs no grace: rule 1 covers it.
-3. What we did listen before the stall is not forgotten for ever: silence.py adds it up, so that a host that stalls all
-   the time judges late, after PATIENCE timeouts of listening, but does judge.
+   ours. What lies between is left out of every path's silence, for our host may have been paused, and its queues be
+   gone: then nothing lay in the sockets. So only silence that we have listened to counts. A smaller delay needs none
+   of this: rule 1 covers it.
+3. After a stall no verdict is given before a fresh grace has passed, however long the silence was before: as long as
+   the stall and one interval, `timeout` at most. The peer's next beat comes within an interval, if only our host or
+   its network needs no longer to come to itself than it was away.
+4. Graces have an end: a host that stalls all the time judges late, after PATIENCE timeouts of listening, but does.
 
-A peer that dies while we stall is thus found `timeout` after we run again.
+A peer that dies while we stall is thus found `timeout` after we run again, at the latest. A stall of ours in the time
+between a death and its verdict delays that by twice the stall and an interval at most.
 
 **Who is believed.** Each process has a random boot id, and numbers its messages on each path. A number is accepted
 once (statistics.Window). A signature alone proves nothing about when: a recorded message of an older process has one
@@ -164,7 +168,7 @@ class PeerState:
 class _Path:
     """One path's own part."""
 
-    def __init__(self, number: int, name: str, nonce: bytes, timeout: int, now: int) -> None:
+    def __init__(self, number: int, name: str, nonce: bytes, settings: Settings, now: int) -> None:
         self.number = number
         self.name = name
         self.nonce = nonce  # what the next proof must echo
@@ -172,7 +176,7 @@ class _Path:
         self.peer_nonce = _NO_ECHO
         self.proven = False
         self.up = False
-        self.silence = Silence(timeout, now)
+        self.silence = Silence(settings.timeout, settings.interval, now)
         self.window = Window()  # of the believed process
         self.seq = 0
         self.echo = (0, 0)  # `sent` of the newest message, and when it was read
@@ -204,14 +208,14 @@ class Detector:
         self._codec = Codec(settings.psk, settings.pair, settings.host)
         self._random = random
         self._boot = random(BOOT)
-        self._paths = [_Path(i, name, random(NONCE), settings.timeout, now) for i, name in enumerate(paths)]
+        self._paths = [_Path(i, name, random(NONCE), settings, now) for i, name in enumerate(paths)]
         self._state = encode_state(state or {})
         self._number = 0
         self._alive: bool | None = None
         self._peer_boot: bytes | None = None
         self._retired: deque[bytes] = deque(maxlen=RETIRED)
         self._peer_state: PeerState | None = None
-        self._start = Silence(settings.start_timeout, now)
+        self._start = Silence(settings.start_timeout, settings.interval, now)
         self._next_beat = now
         self._deadline = now
         self._deaths = self._boots = self._stalls = self._longest_stall = 0

@@ -12,16 +12,19 @@ PATIENCE: Final = 4
 class Silence:
     """One listener. Times: ns of one monotonic clock.
 
-    It is over when `limit` has passed without a word and without a stall of ours in between; or, if we stall again and
-    again, when the times in which we did listen add up to PATIENCE x limit.
+    It is over when we have listened in vain for `limit`. Our own stalls are left out of that, and each is followed by
+    a grace, as long as the stall and one `interval` of the peer's, `limit` at most: before that has passed it isn't
+    over either, but for PATIENCE.
     """
 
-    __slots__ = ("_counted", "_limit", "_since")
+    __slots__ = ("_counted", "_grace", "_interval", "_limit", "_since")
 
-    def __init__(self, limit: int, now: int) -> None:
+    def __init__(self, limit: int, interval: int, now: int) -> None:
         self._limit = limit
+        self._interval = interval
         self._since = now
-        self._counted = 0
+        self._counted = 0  # listened in vain before `_since`
+        self._grace = now  # not over before that
 
     def heard(self, now: int) -> None:
         """A word of the peer's."""
@@ -32,10 +35,12 @@ class Silence:
         """We should have been awake at `due`, and are so only now. What we missed since then is nobody's silence."""
         self._counted += max(0, due - self._since)
         self._since = max(self._since, now)
+        self._grace = now + min(self._limit, now - due + self._interval)
 
     def deadline(self) -> int:
         """When it is over, if nothing comes."""
-        return self._since + min(self._limit, max(0, PATIENCE * self._limit - self._counted))
+        regular = max(self._since + max(0, self._limit - self._counted), self._grace)
+        return min(regular, self._since + max(0, PATIENCE * self._limit - self._counted))
 
     def over(self, now: int) -> bool:
         return now >= self.deadline()
