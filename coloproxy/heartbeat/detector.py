@@ -37,9 +37,9 @@ between a death and its verdict delays that by twice the stall and an interval a
 once (statistics.Window). A signature alone proves nothing about when: a recorded message of an older process has one
 too. So a path begins unproven, and a message on it is accepted only if it echoes this path's nonce: random, ours,
 used for one proof only and replaced by it. What was recorded before the nonce was sent can't hold it, and what is
-older than the proof is not accepted after it. Others are
-refused (`unproven`) and answered by a challenge: a message of ours with our nonce, and theirs echoed. A path falls
-back to unproven when it goes down, and when another process of the peer's was believed. So
+older than the proof is not accepted after it. Others are refused (`unproven`) and answered by a challenge: a message of
+ours with our nonce, and theirs echoed. A path falls back to unproven when it goes down, and when another process of the
+peer's was believed. So
 
 - a new process of the peer's is believed, on any path, with its first message that echoes our nonce; the one before
   is retired at that moment, and refused from then on (the last RETIRED of them by name, all by the nonce),
