@@ -8,6 +8,7 @@ ColoproxyError
  |    +-- ConfigError    a pair's file that can't be used; holds all that is wrong with it
  +-- PeerError           another program broke a protocol (framing, QMP, notify)
  |    +-- QmpError       QEMU refused a command, answered nonsense, or not in time
+ |    +-- TableError     an exported table of connections that can't be imported
  |    +-- LinkError      whoever is at the link's other end was refused, or has refused us
  |    +-- EtcdError      etcd can't be reached, refused a request, or answered nonsense
  |    +-- ControlError   what was said on the control socket breaks its protocol
@@ -64,6 +65,10 @@ class PeerError(ColoproxyError):
 
 class QmpError(PeerError):
     """QEMU refused a command, answered nonsense, or did not answer in time."""
+
+
+class TableError(PeerError):
+    """A table of inherited connections that makes no sense, or does not fit here; nothing of it was imported."""
 
 
 class LinkError(PeerError):

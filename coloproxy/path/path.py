@@ -293,6 +293,31 @@ class Path:
     def takeover(self) -> None:
         check(lib.colo_path_takeover(self._handle), "Path.takeover")
 
+    # ----------------------------------------------------------- inheritance
+
+    def export_table(self) -> bytes:
+        """The connections whose numbers have to be translated for as long as they live, for whoever goes on with them.
+
+        Of a secondary that has taken over, or of a primary. docs/rewriter.md has the format.
+        Raises MisuseError: a secondary whose VM is nobody's yet.
+        """
+        size = lib.colo_path_export_size(self._handle)
+        room = ffi.new("uint8_t[]", size)
+        length = check(lib.colo_path_export(self._handle, room, size), "Path.export_table")
+        return bytes(ffi.buffer(room, length))
+
+    def import_table(self, table: bytes, *, age: int = 0) -> None:
+        """Primary, before there is a session: goes on with the connections of a table exported ``age`` ns ago.
+
+        All or nothing. One that is out of date does no harm, but its age must not be less than it is.
+        Raises TableError: it makes no sense, there is no room for it, or it is not the time for it.
+        """
+        why = ffi.new("const char **")
+        result = lib.colo_path_import(self._handle, table, len(table), age, why)
+        if result in (lib.COLO_ERR_MISUSE, lib.COLO_ERR_LIMIT):
+            raise errors.TableError(ffi.string(why[0]).decode())
+        check(result, "Path.import_table")
+
     # ------------------------------------------------------------------ gate
 
     def gate_attach(self, sock: socket.socket) -> socket.socket:

@@ -52,6 +52,7 @@ class RewriterCounters:
     icmp_rewritten: int
     dropped: int
     unshifted: int
+    belied: int
     fallbacks: int
     window_scaled: int
     damaged: int
@@ -59,6 +60,7 @@ class RewriterCounters:
     evicted: int
     refused: int
     flows: int
+    inherited: int
 
 
 class Rewriter:
@@ -123,6 +125,40 @@ class Rewriter:
     def takeover(self, *, now: int) -> None:
         """The primary is gone: shifts are kept until their connections close, new connections are not entered."""
         lib.colo_rewriter_takeover(self._native, now)
+
+    def export(self, *, now: int) -> bytes:
+        """What to go on with: the flows whose shift is known and that are not closed, as docs/rewriter.md has it."""
+        return self.pieces(now=now)[0]
+
+    def pieces(self, *, now: int, room: int | None = None) -> list[bytes]:
+        """The same in tables of ``room`` bytes at most; None: all in one.
+
+        Raises:
+            LimitError: not even one flow fits into ``room``.
+        """
+        size = lib.colo_rewriter_export_size(self._native) if room is None else room
+        place, out = ffi.new("uint32_t *"), ffi.new("uint8_t[]", max(size, 1))
+        pieces: list[bytes] = []
+        while length := check(lib.colo_rewriter_export(self._native, place, out, size, now), "colo_rewriter_export"):
+            pieces.append(bytes(ffi.buffer(out, length)))
+        return pieces
+
+    def inherit(self, table: bytes, *, then: int) -> None:
+        """Takes over flows that were exported at ``then``, in this rewriter's time. All or nothing.
+
+        Raises:
+            TableError: it makes no sense, or one of them is there already.
+            LimitError: no room.
+        """
+        why = ffi.new("const char **")
+        result = lib.colo_rewriter_import(self._native, table, len(table), then, why)
+        if result == lib.COLO_ERR_MISUSE:
+            raise errors.TableError(ffi.string(why[0]).decode())
+        check(result, "colo_rewriter_import")
+
+    def disinherit(self) -> None:
+        """Forgets the flows that were taken over."""
+        lib.colo_rewriter_disinherit(self._native)
 
     @property
     def counters(self) -> RewriterCounters:

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "inherit.h"
 #include "marks.h"
 #include "route.h"
 #include "turn.h"
@@ -108,6 +109,7 @@ int colo_path_epoch(colo_path *p, int64_t resumed)
     if (may) {
         colo_route_forget(p, resumed);
         colo_rewriter_mark(p->rewriter);
+        colo_inherit_settle(p);
         colo_marks_put(p, COLO_MARK_EPOCH, 0);
         p->standing = p->waiting = false;
         colo_route_held(p);

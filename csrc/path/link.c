@@ -187,7 +187,7 @@ static const char *bad_head(uint8_t type, uint8_t nic, uint8_t vnet_len, uint32_
 
 static bool sequenced(uint8_t type)
 {
-    return type >= COLO_LINK_MIRROR && type <= COLO_LINK_CONTROL;
+    return type >= COLO_LINK_MIRROR && type <= COLO_LINK_INHERIT;
 }
 
 static void put_head(uint8_t head[COLO_RECORD_HEAD], uint32_t len, uint8_t type, uint8_t nic, uint8_t vnet_len)

@@ -29,11 +29,12 @@ enum colo_link_type {
     COLO_LINK_LEARN = 3,   /* P to S: a frame with SYN that the primary VM sent and that is about to be released */
     COLO_LINK_MARK = 4,    /* both: where the stream is cut into epochs, see route.h */
     COLO_LINK_CONTROL = 5, /* both: of the control planes, JSON */
+    COLO_LINK_INHERIT = 6, /* P to S: connections that the primary's VM has inherited, see inherit.h */
 };
 
 struct colo_link_record {
     uint8_t type;          /* enum colo_link_type */
-    uint8_t nic;           /* index of the NIC; 0 for MARK and CONTROL */
+    uint8_t nic;           /* index of the NIC; 0 for MARK, CONTROL and INHERIT */
     uint8_t vnet_len;      /* of a frame's virtio-net header: 0, 10 or 12 */
     uint32_t len;          /* of data */
     const uint8_t *data;

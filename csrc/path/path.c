@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "inherit.h"
 #include "marks.h"
 #include "turn.h"
 
@@ -321,11 +322,18 @@ int colo_path_link_attach(colo_path *p, colo_transport *t, bool restart, uint64_
             begin_anew(p);
             colo_fifo_fini(&p->control); /* of the session that is over */
         }
-        error = colo_link_connect(p->link, restart ? 0 : from, p->now);
+        if (restart && p->config.role == COLO_PATH_PRIMARY)
+            error = colo_inherit_send(p);
+        else if (restart)
+            colo_inherit_begin(p);
+        if (!error)
+            error = colo_link_connect(p->link, restart ? 0 : from, p->now);
         if (!error) {
             p->transport = t;
             p->session = true;
             colo_path_wake(p);
+        } else if (restart) {
+            p->session = false; /* half of it is there */
         }
     }
     colo_path_unlock(p);

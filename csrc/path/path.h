@@ -11,7 +11,10 @@
  *       |    [VM]--> comparator (engine.c) <-- OUTPUT <------|--[rewriter out]<---------'
  *       '------------ released, SYNs told by LEARN --------->|
  *
- * After takeover the secondary's TAP and VM are joined through the rewriter, and the link is out of use.
+ * After takeover the secondary's TAP and VM are joined through the rewriter, and the link is out of use. When its VM
+ * becomes the primary's of a new pair, in a new path, the connections that still need the rewriter are inherited
+ * (colo_path_export, colo_path_import): this primary has a rewriter too, between VM and comparator and between TAP and VM,
+ * and tells the secondary of them when a session begins.
  *
  * Epochs on the link. The secondary's VM stands still for a checkpoint: what it says before is of the old epoch, what
  * it says after of the new one, and a MARK in the stream says where the cut is. The primary counts marks and commits:
@@ -214,6 +217,18 @@ int colo_path_answer(colo_path *p, uint64_t token);
  * again.
  */
 int colo_path_takeover(colo_path *p);
+
+/*
+ * What colo_rewriter_export says, in one piece: of a secondary after takeover, or of a primary. LIMIT: `cap` is less than
+ * export_size says. MISUSE: a secondary whose VM is nobody's yet.
+ */
+long colo_path_export(colo_path *p, uint8_t *out, size_t cap);
+size_t colo_path_export_size(colo_path *p);
+/*
+ * PRIMARY, before there is a session: its VM goes on with the connections of a table that was exported `age` ns ago.
+ * Errors as of colo_rewriter_import; MISUSE too for a secondary, and while there is a session.
+ */
+int colo_path_import(colo_path *p, const uint8_t *data, size_t len, int64_t age, const char **why);
 
 /* The epoch gate of the secondary's QMP; as the engine's, which see. */
 int colo_path_gate_attach(colo_path *p, int qmp_fd);

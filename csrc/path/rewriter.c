@@ -11,7 +11,7 @@
 #include "parse.h"
 #include "quote.h"
 #include "rwflow.h"
-#include "rwtable.h"
+#include "rwstate.h"
 #include "tcpseg.h"
 
 enum {
@@ -25,12 +25,6 @@ enum {
 
 /* A retransmitted FIN is answered for as long as TIME-WAIT lasts: Linux' 60 s. */
 static const int64_t LINGER = 60 * INT64_C(1000000000);
-
-struct colo_rewriter {
-    struct colo_rwtable *table;
-    struct colo_rewriter_counters counters;
-    bool taken_over;
-};
 
 /* A frame on its way, decoded. */
 struct frame {
@@ -55,6 +49,7 @@ colo_rewriter *colo_rewriter_create(const struct colo_rewriter_config *config)
     r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
+    r->config = *config;
     r->table = colo_rwtable_create(config->max_flows, config->hash_seed);
     if (!r->table) {
         free(r);
@@ -68,7 +63,42 @@ void colo_rewriter_destroy(colo_rewriter *r)
     if (!r)
         return;
     colo_rwtable_destroy(r->table);
+    colo_rwtable_destroy(r->inherited);
     free(r);
+}
+
+bool colo_rewriter_is_idle(const colo_rewriter *r)
+{
+    return !colo_rwtable_count(r->table) && !colo_rwstate_inherited(r);
+}
+
+static struct colo_rwflow *find_inherited(const colo_rewriter *r, const struct colo_rwkey *key)
+{
+    return r->inherited ? colo_rwtable_find(r->inherited, key) : NULL;
+}
+
+static struct colo_rwflow *find(const colo_rewriter *r, const struct colo_rwkey *key)
+{
+    struct colo_rwflow *flow = colo_rwtable_find(r->table, key);
+
+    return flow ? flow : find_inherited(r, key);
+}
+
+static void forget(colo_rewriter *r, struct colo_rwflow *flow)
+{
+    colo_rwtable_remove(flow->inherited ? r->inherited : r->table, flow);
+}
+
+/* A new one. The limit goes for both tables together: what is exported one day must have room where it is imported. */
+static struct colo_rwflow *add(colo_rewriter *r, const struct colo_rwkey *key)
+{
+    struct colo_rwflow *flow = NULL;
+
+    if (colo_rwtable_count(r->table) + colo_rwstate_inherited(r) < r->config.max_flows || colo_rwtable_evict(r->table))
+        flow = colo_rwtable_add(r->table, key);
+    if (!flow)
+        r->counters.refused++;
+    return flow;
 }
 
 static void set_key(struct colo_rwkey *key, uint8_t nic, const struct colo_flow_id *id)
@@ -110,18 +140,25 @@ static enum colo_tcpseg_found read_frame(struct frame *f, uint8_t nic, uint32_t 
 static void keep(colo_rewriter *r, struct colo_rwflow *flow, int64_t now)
 {
     flow->used_at = now;
-    colo_rwtable_stand(r->table, flow, colo_rwflow_standing(flow));
+    colo_rwtable_stand(flow->inherited ? r->inherited : r->table, flow, colo_rwflow_standing(flow));
+}
+
+static void expire_of(struct colo_rwtable *table, int64_t now)
+{
+    for (int i = 0; i < EXPIRE_A_CALL; i++) {
+        struct colo_rwflow *flow = colo_rwtable_oldest(table, COLO_RW_CLOSED);
+
+        if (!flow || now - flow->used_at < LINGER)
+            return;
+        colo_rwtable_remove(table, flow);
+    }
 }
 
 static void expire(colo_rewriter *r, int64_t now)
 {
-    for (int i = 0; i < EXPIRE_A_CALL; i++) {
-        struct colo_rwflow *flow = colo_rwtable_oldest(r->table, COLO_RW_CLOSED);
-
-        if (!flow || now - flow->used_at < LINGER)
-            return;
-        colo_rwtable_remove(r->table, flow);
-    }
+    expire_of(r->table, now);
+    if (r->inherited)
+        expire_of(r->inherited, now);
 }
 
 int colo_rewriter_learn(colo_rewriter *r, uint8_t nic, const uint8_t *data, uint32_t len, uint32_t vnet_len,
@@ -135,15 +172,17 @@ int colo_rewriter_learn(colo_rewriter *r, uint8_t nic, const uint8_t *data, uint
     expire(r, now);
     if (read_frame(&f, nic, len, true) != COLO_TCPSEG_WHOLE || !(f.seg.flags & COLO_TCP_SYN))
         return 0;
-    flow = colo_rwtable_find(r->table, &f.key);
+    /* Of another connection on the same ports: what the secondary becomes a copy of knows the old one no more. */
+    flow = find_inherited(r, &f.key);
+    if (flow && colo_rwflow_is_other(flow, &f.seg, false))
+        forget(r, flow);
+    flow = find(r, &f.key);
     if (!flow && r->taken_over)
         return 0;
     if (!flow)
-        flow = colo_rwtable_add(r->table, &f.key);
-    if (!flow) {
-        r->counters.refused++;
+        flow = add(r, &f.key);
+    if (!flow)
         return COLO_ERR_LIMIT;
-    }
     if (colo_rwflow_heard_primary(flow, &f.seg, now))
         r->counters.learned++;
     keep(r, flow, now);
@@ -162,15 +201,14 @@ static struct colo_rwflow *secondary_syn(colo_rewriter *r, struct colo_rwflow *f
 
     if (!flow && r->taken_over)
         return NULL;
+    /* Until the primary does the same, a checkpoint may yet lead back to the inherited one. */
+    if (!flow || (flow->inherited && !r->taken_over && colo_rwflow_is_other(flow, &f->seg, true)))
+        flow = add(r, &f->key);
     if (!flow)
-        flow = colo_rwtable_add(r->table, &f->key);
-    if (!flow) {
-        r->counters.refused++;
         return NULL;
-    }
     same_client = flow->s.acked && f->seg.flags & COLO_TCP_ACK && flow->s.ack == f->seg.ack;
     if (colo_rwflow_heard_secondary(flow, &f->seg, now) && r->taken_over && !flow->known && !same_client) {
-        colo_rwtable_remove(r->table, flow);
+        forget(r, flow);
         return NULL;
     }
     return flow;
@@ -211,7 +249,7 @@ static struct colo_translation translation_of(const struct colo_rwflow *flow, bo
     return (struct colo_translation){
         .by_vm = by_vm,
         .ts = flow->ts_known,
-        .bounded = !outward,
+        .bounded = !outward && !flow->unplaced, /* else nothing is known that bounds it */
         .seq_add = outward ? flow->seq_shift : -flow->seq_shift,
         .ts_add = outward ? flow->ts_shift : -flow->ts_shift,
         .latest = flow->s_ts,
@@ -243,7 +281,8 @@ static bool rewrite_segment(colo_rewriter *r, const struct colo_rwflow *flow, st
                                .csum_at = is_partial(f, seg->at) ? 0 : seg->at + TCP_CSUM_AT};
 
     /* RFC 9293, 3.10.7.1: the RST that answers a segment without ACK has number 0, which is nobody's. */
-    if (outward && seg->seq == 0 && seg->flags & COLO_TCP_RST && seg->flags & COLO_TCP_ACK && flow->s_next != 0)
+    if (outward && seg->seq == 0 && seg->flags & COLO_TCP_RST && seg->flags & COLO_TCP_ACK &&
+        (flow->s_next != 0 || flow->unplaced))
         return false;
     colo_tcpseg_translate(&patch, seg->at, &tr);
     if (outward)
@@ -265,7 +304,7 @@ static int rewrite_quote(colo_rewriter *r, struct frame *f, bool outward)
         set_ends(&f->key, q.dst, q.dport, q.src, q.sport);
     else
         set_ends(&f->key, q.src, q.sport, q.dst, q.dport);
-    flow = colo_rwtable_find(r->table, &f->key);
+    flow = find(r, &f->key);
     if (!flow || !flow->known || flow->is_signed)
         return COLO_REWRITE_NONE;
     icmp = (struct colo_patch){.data = f->data, .base = q.icmp, .end = q.icmp_end,
@@ -307,6 +346,30 @@ static int finish(colo_rewriter *r, const struct colo_rwflow *flow, struct frame
     return COLO_REWRITE_DONE;
 }
 
+/**
+ * told_apart() - whose numbers this segment of the VM's has.
+ *
+ * Return: the flow whose shift it goes by, another one perhaps; NULL: it has the client's numbers already.
+ */
+static struct colo_rwflow *told_apart(colo_rewriter *r, struct colo_rwflow *flow, const struct frame *f)
+{
+    struct colo_rwflow *below;
+
+    if (flow->inherited) {
+        if (!colo_rwflow_belied(flow, &f->seg, true))
+            return flow;
+        forget(r, flow);
+        r->counters.belied++;
+        return NULL;
+    }
+    below = find_inherited(r, &f->key);
+    if (!flow->known || !colo_rwflow_fits_base(flow, &f->seg, below ? below->seq_shift : 0))
+        return flow;
+    forget(r, flow);
+    r->counters.unshifted++;
+    return below;
+}
+
 int colo_rewriter_out(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len, uint32_t vnet_len, int64_t now)
 {
     struct frame f = {.data = data, .vnet_len = vnet_len};
@@ -315,22 +378,21 @@ int colo_rewriter_out(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len
 
     if (vnet_len > len)
         return COLO_ERR_MISUSE;
+    if (r->taken_over && colo_rewriter_is_idle(r)) /* none will be entered any more */
+        return COLO_REWRITE_NONE;
     expire(r, now);
     found = read_frame(&f, nic, len, true);
     if (found == COLO_TCPSEG_NONE)
         return rewrite_quote(r, &f, true);
-    flow = colo_rwtable_find(r->table, &f.key);
+    flow = find(r, &f.key);
     if (found == COLO_TCPSEG_CUT)
         return cut_segment(r, flow);
     if (f.seg.flags & COLO_TCP_SYN)
         flow = secondary_syn(r, flow, &f, now);
+    if (flow)
+        flow = told_apart(r, flow, &f);
     if (!flow)
         return COLO_REWRITE_NONE;
-    if (flow->known && colo_rwflow_fits_unshifted(flow, &f.seg)) {
-        colo_rwtable_remove(r->table, flow);
-        r->counters.unshifted++;
-        return COLO_REWRITE_NONE;
-    }
     colo_rwflow_sent(flow, &f.seg);
     if (r->taken_over) {
         colo_rwflow_floor(flow, &f.seg, now);
@@ -348,19 +410,24 @@ int colo_rewriter_in(colo_rewriter *r, uint8_t nic, uint8_t *data, uint32_t len,
 
     if (vnet_len > len)
         return COLO_ERR_MISUSE;
-    if (!colo_rwtable_count(r->table)) /* as it is of most frames after a checkpoint: not worth a look */
+    if (colo_rewriter_is_idle(r)) /* as it is of most frames after a checkpoint: not worth a look */
         return COLO_REWRITE_NONE;
     expire(r, now);
     found = read_frame(&f, nic, len, false);
     if (found == COLO_TCPSEG_NONE)
         return rewrite_quote(r, &f, false);
-    flow = colo_rwtable_find(r->table, &f.key);
+    flow = find(r, &f.key);
     if (found == COLO_TCPSEG_CUT)
         return cut_segment(r, flow);
     if (!flow)
         return COLO_REWRITE_NONE;
     if (!is_intact(&f)) {
         r->counters.damaged++;
+        return COLO_REWRITE_NONE;
+    }
+    if (colo_rwflow_belied(flow, &f.seg, false)) {
+        forget(r, flow);
+        r->counters.belied++;
         return COLO_REWRITE_NONE;
     }
     if (colo_rwflow_infer(flow, &f.seg, r->taken_over, now) && flow->seq_shift)
@@ -380,11 +447,20 @@ void colo_rewriter_takeover(colo_rewriter *r, int64_t now)
 {
     r->taken_over = true;
     expire(r, now);
+    /* What an own connection of the VM's has been hiding is over: no checkpoint leads back to it. */
+    for (uint32_t i = 0; colo_rwstate_inherited(r) && i < colo_rwtable_places(r->table); i++) {
+        const struct colo_rwflow *flow = colo_rwtable_at(r->table, i);
+        struct colo_rwflow *below = flow ? find_inherited(r, &flow->key) : NULL;
+
+        if (below)
+            forget(r, below);
+    }
 }
 
 void colo_rewriter_counters_of(const colo_rewriter *r, struct colo_rewriter_counters *out)
 {
     *out = r->counters;
-    out->flows = colo_rwtable_count(r->table);
+    out->inherited = colo_rwstate_inherited(r);
+    out->flows = colo_rwtable_count(r->table) + out->inherited;
     out->evicted = colo_rwtable_evicted(r->table);
 }

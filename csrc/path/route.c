@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "inherit.h"
 #include "load.h"
 #include "marks.h"
 #include "sendring.h"
@@ -128,9 +129,11 @@ void colo_route_from_client(void *ctx, const struct colo_wire_frame *frame)
         return;
     }
     if (p->config.role == COLO_PATH_PRIMARY) {
-        colo_route_send(p, &p->vm[frame->nic], frame);
         if (p->session)
-            mirror(p, frame);
+            mirror(p, frame); /* before: the secondary's rewriter wants the client's numbers too */
+        if (!p->rewriter || colo_rewriter_in(p->rewriter, frame->nic, frame->data, frame->len, frame->vnet_len,
+                                             p->now) != COLO_REWRITE_DROP)
+            colo_route_send(p, &p->vm[frame->nic], frame);
     } else if (p->taken_over) {
         translate_in(p, frame);
     } /* else the TAP is closed: whatever comes of it is not for the secondary */
@@ -177,6 +180,14 @@ static void translate_out(struct colo_path *p, const struct colo_wire_frame *fra
         p->counters.output_left_out++;
 }
 
+/* The primary VM's frame, in the client's numbers: those of the secondary's are too. */
+static void to_comparator(struct colo_path *p, const struct colo_wire_frame *frame)
+{
+    if (!p->rewriter || colo_rewriter_out(p->rewriter, frame->nic, frame->data, frame->len, frame->vnet_len,
+                                          p->now) != COLO_REWRITE_DROP)
+        colo_route_send(p, &p->comparator[0], frame);
+}
+
 void colo_route_from_vm(void *ctx, const struct colo_wire_frame *frame)
 {
     struct colo_path *p = ctx;
@@ -184,7 +195,7 @@ void colo_route_from_vm(void *ctx, const struct colo_wire_frame *frame)
     colo_neighbours_learn(p->neighbours, frame->nic, frame->data + frame->vnet_len, frame->len - frame->vnet_len,
                           p->now);
     if (p->config.role == COLO_PATH_PRIMARY)
-        colo_route_send(p, &p->comparator[0], frame);
+        to_comparator(p, frame);
     else if (p->taken_over)
         translate_out(p, frame);
     else
@@ -405,6 +416,10 @@ bool colo_route_record(struct colo_path *p, const struct colo_link_record *recor
         return take_control(p, record, why);
     case COLO_LINK_MARK:
         return colo_marks_take(p, record, why);
+    case COLO_LINK_INHERIT:
+        if (primary)
+            break;
+        return colo_inherit_take(p, record, why);
     case COLO_LINK_OUTPUT:
     case COLO_LINK_MIRROR:
     case COLO_LINK_LEARN:

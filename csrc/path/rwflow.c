@@ -111,11 +111,10 @@ bool colo_rwflow_heard_primary(struct colo_rwflow *f, const struct colo_tcpseg *
 /* The VM speaks of another connection than before: the old one's state goes, but not what the other SYNs have said. */
 static void begin(struct colo_rwflow *f)
 {
-    struct colo_rwflow fresh = {.key = f->key, .index = f->index, .next = f->next, .prev = f->prev, .hash = f->hash,
-                                .standing = f->standing, .used_at = f->used_at, .p = f->p, .p_before = f->p_before,
-                                .s = f->s, .c_scaled = f->c_scaled, .c_scale = f->c_scale};
+    struct colo_rwflow fresh = {.p = f->p, .p_before = f->p_before, .s = f->s, .c_scaled = f->c_scaled,
+                                .c_scale = f->c_scale, .inherited = f->inherited};
 
-    *f = fresh;
+    colo_rwtable_fill(f, &fresh);
     f->s_next = f->s.isn;
     f->s_ts = f->s.tsval;
 }
@@ -169,15 +168,45 @@ static bool is_near(uint32_t a, uint32_t b, int64_t radius)
     return distance >= -radius && distance <= radius;
 }
 
-bool colo_rwflow_fits_unshifted(const struct colo_rwflow *f, const struct colo_tcpseg *seg)
+bool colo_rwflow_fits_base(const struct colo_rwflow *f, const struct colo_tcpseg *seg, uint32_t base)
 {
     int64_t radius = f->c_scaled && f->c_window > NEAR ? f->c_window : NEAR;
 
-    if (!f->c_acks || !f->seq_shift || seg->flags & (COLO_TCP_SYN | COLO_TCP_RST))
+    if (!f->c_acks || f->seq_shift == base || seg->flags & (COLO_TCP_SYN | COLO_TCP_RST))
         return false;
     if (is_near(seg->seq + f->seq_shift, f->c_ack, radius) || is_near(seg->seq, f->s_next, NEAR))
         return false; /* it fits shifted, or goes on from what the VM said last */
-    return is_near(seg->seq, f->c_ack, radius);
+    return is_near(seg->seq + base, f->c_ack, radius);
+}
+
+/*
+ * What was exported may be older than the connection: closed since, and its ports taken by one that has the VM's own
+ * numbers. Each side's segment tells where the other side's numbers are. The client's sequence number has to fit too,
+ * so that nobody who only guesses can end a connection's translation.
+ */
+bool colo_rwflow_belied(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool by_vm)
+{
+    uint32_t vm = by_vm ? seg->seq : f->s_next, client = by_vm ? f->c_ack : seg->ack;
+    bool can_tell = by_vm ? f->c_acks : !f->unplaced;
+
+    if (!f->unproven || !f->seq_shift || !can_tell || !(seg->flags & COLO_TCP_ACK) ||
+        seg->flags & (COLO_TCP_SYN | COLO_TCP_RST))
+        return false;
+    if (is_near(vm + f->seq_shift, client, NEAR)) {
+        f->unproven = false;
+        return false;
+    }
+    return is_near(vm, client, NEAR) &&
+           (by_vm ? is_near(seg->ack, f->c_next, NEAR) : f->s_acks && is_near(seg->seq, f->s_ack, NEAR));
+}
+
+bool colo_rwflow_is_other(const struct colo_rwflow *f, const struct colo_tcpseg *seg, bool own_numbers)
+{
+    struct colo_tcpseg own = *seg;
+
+    if (!own_numbers)
+        own.seq -= f->seq_shift;
+    return !is_again(&f->s, &own);
 }
 
 void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
@@ -190,7 +219,9 @@ void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
         return;
     }
     f->reset = false;
-    if (ahead(end, f->s_next) > 0)
+    if (f->unplaced && f->unproven)
+        f->c_acks = false; /* what was believed of the client without a proof */
+    if (f->unplaced || ahead(end, f->s_next) > 0)
         f->s_next = end;
     if (seg->length > (seg->flags & COLO_TCP_SYN ? 1 : 0))
         f->s_beyond = true;
@@ -198,8 +229,9 @@ void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
         f->s_fin = true;
         f->s_fin_end = end;
     }
-    if (seg->has_ts && ahead(seg->tsval, f->s_ts) > 0)
+    if (seg->has_ts && (f->unplaced || ahead(seg->tsval, f->s_ts) > 0))
         f->s_ts = seg->tsval;
+    f->unplaced = false;
     if (seg->flags & COLO_TCP_ACK && (!f->s_acks || ahead(seg->ack, f->s_ack) > 0)) {
         if (!f->s_acks || ahead(seg->ack, f->c_next) > 0)
             f->c_next = seg->ack;
@@ -266,7 +298,19 @@ void colo_rwflow_receives(struct colo_rwflow *f, const struct colo_tcpseg *seg, 
             f->reset = true;
         return;
     }
-    if (!(seg->flags & COLO_TCP_ACK) || !is_credible(f, seg->ack - f->seq_shift))
+    if (!(seg->flags & COLO_TCP_ACK))
+        return;
+    if (f->unplaced) { /* all that is known: enough to tell what the VM's first segment must look like */
+        f->c_acks = true;
+        f->c_ack = seg->ack;
+        f->c_next = seg->seq + seg->length;
+        if (seg->flags & COLO_TCP_FIN && !seg->fragment) { /* it counts when the VM has acknowledged just that */
+            f->c_fin = true;
+            f->c_fin_end = f->c_next;
+        }
+        return;
+    }
+    if (!is_credible(f, seg->ack - f->seq_shift))
         return;
     if (!taken_over && seg->has_ts && f->ts_known && ahead(seg->tsecr, f->p_ts) > 0) {
         f->p_ts = seg->tsecr;

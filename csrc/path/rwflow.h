@@ -20,8 +20,18 @@ bool colo_rwflow_infer(struct colo_rwflow *f, const struct colo_tcpseg *seg, boo
 /* A SYN cookie of the primary's older than its last: true, the shift is another one now. */
 bool colo_rwflow_recall(struct colo_rwflow *f, const struct colo_tcpseg *seg);
 
-/* A segment of the VM's whose number fits only unshifted: the VM has become the primary's copy. */
-bool colo_rwflow_fits_unshifted(const struct colo_rwflow *f, const struct colo_tcpseg *seg);
+/*
+ * A segment of the VM's whose number does not fit with this flow's shift, only with `base`: the VM has become the
+ * primary's copy. `base` is the shift that goes for the copy: 0, or that of an inherited connection on the same ports.
+ */
+bool colo_rwflow_fits_base(const struct colo_rwflow *f, const struct colo_tcpseg *seg, uint32_t base);
+/*
+ * Of an inherited flow that nothing has proven yet, a segment of either side: true, it fits the other side's last one
+ * only unshifted. Then the connection on these ports is another one than was exported.
+ */
+bool colo_rwflow_belied(struct colo_rwflow *f, const struct colo_tcpseg *seg, bool by_vm);
+/* Whether this SYN of the VM's, in its own numbers, or in the client's, opens another connection than the flow's. */
+bool colo_rwflow_is_other(const struct colo_rwflow *f, const struct colo_tcpseg *seg, bool own_numbers);
 
 /* Follows the connection; after the SYN was heard, before the segment is translated. */
 void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg);

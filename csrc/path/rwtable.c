@@ -142,6 +142,20 @@ void colo_rwtable_remove(struct colo_rwtable *t, struct colo_rwflow *flow)
     t->free[t->frees++] = flow->index;
 }
 
+void colo_rwtable_fill(struct colo_rwflow *flow, const struct colo_rwflow *from)
+{
+    const struct colo_rwflow own = *flow;
+
+    *flow = *from;
+    flow->key = own.key;
+    flow->index = own.index;
+    flow->next = own.next;
+    flow->prev = own.prev;
+    flow->hash = own.hash;
+    flow->standing = own.standing;
+    flow->used_at = own.used_at;
+}
+
 static bool grow(struct colo_rwtable *t)
 {
     struct colo_rwflow *block = calloc(BLOCK, sizeof *block);
@@ -154,7 +168,7 @@ static bool grow(struct colo_rwtable *t)
     return true;
 }
 
-static bool evict(struct colo_rwtable *t)
+bool colo_rwtable_evict(struct colo_rwtable *t)
 {
     struct colo_rwflow *victim = colo_rwtable_oldest(t, COLO_RW_CLOSED);
 
@@ -172,7 +186,7 @@ struct colo_rwflow *colo_rwtable_add(struct colo_rwtable *t, const struct colo_r
     struct colo_rwflow *flow;
     uint32_t i, index;
 
-    if (!t->frees && !(t->made < t->limit && grow(t)) && !evict(t))
+    if (!t->frees && !(t->made < t->limit && grow(t)) && !colo_rwtable_evict(t))
         return NULL;
     index = t->free[--t->frees];
     flow = by_link(t, index + 1);
@@ -201,6 +215,16 @@ void colo_rwtable_stand(struct colo_rwtable *t, struct colo_rwflow *flow, uint8_
 struct colo_rwflow *colo_rwtable_oldest(struct colo_rwtable *t, uint8_t standing)
 {
     return t->head[standing] ? by_link(t, t->head[standing]) : NULL;
+}
+
+uint32_t colo_rwtable_places(const struct colo_rwtable *t)
+{
+    return t->mask + 1;
+}
+
+struct colo_rwflow *colo_rwtable_at(const struct colo_rwtable *t, uint32_t place)
+{
+    return t->slots[place].ref ? by_link(t, t->slots[place].ref) : NULL;
 }
 
 void colo_rwtable_clear(struct colo_rwtable *t)

@@ -85,6 +85,11 @@ struct colo_rwflow {
     uint32_t s_fin_end, c_fin_end;
     bool s_fin_acked, c_fin_acked;
     bool reset;          /* closed by an RST: any other output of the VM's shows that it was not */
+
+    /* Of one that was imported (rwinherit.h): how far it has come is not in the import, for that goes out of date. */
+    bool inherited;
+    bool unplaced;       /* the VM has not spoken yet: s_next and s_ts are not known */
+    bool unproven;       /* nothing has shown yet that the connection still is the one with this shift */
 };
 
 struct colo_rwtable;
@@ -96,10 +101,17 @@ struct colo_rwflow *colo_rwtable_find(struct colo_rwtable *t, const struct colo_
 /* A new one, zeroed and HALF; the key is not in the table yet. NULL: no room. */
 struct colo_rwflow *colo_rwtable_add(struct colo_rwtable *t, const struct colo_rwkey *key);
 void colo_rwtable_remove(struct colo_rwtable *t, struct colo_rwflow *flow);
+/* Makes it equal to another one, but for its key and what is the table's own. */
+void colo_rwtable_fill(struct colo_rwflow *flow, const struct colo_rwflow *from);
 /* Changes its standing if it is another one; in either case it is the one used last among its like. */
 void colo_rwtable_stand(struct colo_rwtable *t, struct colo_rwflow *flow, uint8_t standing);
 /* The one of this standing that was not used for longest, or NULL. */
 struct colo_rwflow *colo_rwtable_oldest(struct colo_rwtable *t, uint8_t standing);
+/* Removes one that may make room; false: there is none. */
+bool colo_rwtable_evict(struct colo_rwtable *t);
+/* To go through all: place 0 to colo_rwtable_places() - 1, NULL where there is none. A removal may move others. */
+uint32_t colo_rwtable_places(const struct colo_rwtable *t);
+struct colo_rwflow *colo_rwtable_at(const struct colo_rwtable *t, uint32_t place);
 void colo_rwtable_clear(struct colo_rwtable *t);
 uint32_t colo_rwtable_count(const struct colo_rwtable *t);
 uint64_t colo_rwtable_evicted(const struct colo_rwtable *t);

@@ -41,10 +41,12 @@ struct colo_path {
     struct colo_wire vm[COLO_PATH_NICS];
     struct colo_wire comparator[3]; /* COLO_PLACE_PRIMARY_IN ... */
     struct colo_neighbours *neighbours;
-    colo_rewriter *rewriter; /* SECONDARY */
+    colo_rewriter *rewriter; /* SECONDARY; PRIMARY: of inherited connections, NULL if there never were any */
 
     colo_link *link;
     colo_transport *transport; /* NULL: no connection */
+    int64_t session_at;        /* when the session began */
+    bool inheritance_old;      /* SECONDARY: what the rewriter has inherited is of the session before */
     bool session;              /* there is, or was, a connection that may go on: records are put in for it */
     bool transport_blocked;    /* it wants to be writable */
     uint32_t transport_watched;

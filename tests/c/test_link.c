@@ -269,7 +269,7 @@ static const struct {
      "acknowledges byte 22 after 81"},
     {"pong to no ping", BYTES(RECORD(0, 0, 0, 8, 66, 0, 0, 0), U64(1)), "answers a ping that was never sent"},
     {"type 0", BYTES(RECORD(0, 0, 0, 8, 0, 0, 0, 0)), "sends a record of unknown type 0 (length 8)"},
-    {"type 6", BYTES(RECORD(0, 0, 0, 8, 6, 0, 0, 0)), "sends a record of unknown type 6 (length 8)"},
+    {"type 7", BYTES(RECORD(0, 0, 0, 8, 7, 0, 0, 0)), "sends a record of unknown type 7 (length 8)"},
     {"type 67", BYTES(RECORD(0, 0, 0, 8, 67, 0, 0, 0)), "sends a record of unknown type 67 (length 8)"},
     {"plain words", BYTES('G', 'E', 'T', ' ', '/', ' ', 'H', 'T'),
      "sends a record of unknown type 47 (length 1195725856)"},
@@ -333,7 +333,7 @@ static void test_misuse_of_push(void)
 {
     static const uint8_t data[MAX + 1];
     static const struct colo_link_record wrong[] = {
-        {0, 0, 0, 20, data},         {6, 0, 0, 20, data}, {64, 0, 0, 8, data}, {COLO_LINK_MIRROR, 0, 11, 20, data},
+        {0, 0, 0, 20, data},         {7, 0, 0, 20, data}, {64, 0, 0, 8, data}, {COLO_LINK_MIRROR, 0, 11, 20, data},
         {COLO_LINK_MIRROR, 0, 12, 11, data}, {COLO_LINK_MARK, 1, 0, 20, data}, {COLO_LINK_CONTROL, 0, 10, 20, data},
         {COLO_LINK_MIRROR, 0, 0, MAX + 1, data},
     };

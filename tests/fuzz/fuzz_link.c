@@ -56,7 +56,7 @@ static void take(colo_link *l, struct outcome *o)
     int more;
 
     while ((more = colo_link_next(l, &r)) == 1) {
-        MUST(r.len <= MAX && r.type >= COLO_LINK_MIRROR && r.type <= COLO_LINK_CONTROL, "type %u length %u", r.type,
+        MUST(r.len <= MAX && r.type >= COLO_LINK_MIRROR && r.type <= COLO_LINK_INHERIT, "type %u length %u", r.type,
              r.len);
         MUST(r.vnet_len == 0 || ((r.vnet_len == 10 || r.vnet_len == 12) && r.vnet_len <= r.len), "vnet %u of %u",
              r.vnet_len, r.len);
