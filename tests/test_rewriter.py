@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import wire
@@ -36,6 +36,8 @@ class Target(Protocol):
     def input(self, data: bytes, now: int, vnet_len: int = 0, nic: int = 0) -> tuple[int, bytes]: ...
     def mark(self) -> None: ...
     def takeover(self, now: int) -> None: ...
+    def export(self, now: int) -> Any: ...
+    def inherit(self, table: Any, then: int) -> None: ...
 
 
 class Core:
@@ -60,6 +62,12 @@ class Core:
 
     def takeover(self, now: int) -> None:
         self.native.takeover(now=now)
+
+    def export(self, now: int) -> bytes:
+        return self.native.export(now=now)
+
+    def inherit(self, table: bytes, then: int) -> None:
+        self.native.inherit(table, then=then)
 
 
 # ------------------------------------------------------------------ stories
@@ -511,7 +519,7 @@ class CompletesChecksums(Model):
 class TrustsMarks(Model):
     """A number that fits only unshifted is shifted all the same."""
 
-    def missed_a_mark(self, flow: Flow, seg: Segment) -> bool:
+    def missed_a_mark(self, flow: Flow, seg: Segment, base: int) -> bool:
         return False
 
 
@@ -603,9 +611,19 @@ def wander(dice: Dice, against: type[Model] = Model) -> None:
         if act == 0:
             core.mark()
             model.mark()
-        elif act == 1 and dice.chance(3):
+        elif act == 1 and dice.chance(2):
             core.takeover(now)
             model.takeover(now)
+        elif act == 1:
+            tables = core.export(now), model.export(now)
+            later = now + dice.choose((0, 0, 70_000)) * MS
+            core, model = Core(), against()
+            core.inherit(tables[0], now)
+            model.inherit(tables[1], now)
+            now = later
+            if dice.chance(2):
+                core.takeover(now)
+                model.takeover(now)
         elif act < 12:
             frame = any_segment(dice, path, True)
             core.learn(frame, now)
@@ -615,7 +633,8 @@ def wander(dice: Dice, against: type[Model] = Model) -> None:
             got = core.output(frame, now) if act < 26 else core.input(frame, now)
             want = model.output(frame, now) if act < 26 else model.input(frame, now)
             assert got == want, f"step {step}, act {act}: {frame.hex()}\n{got}\n{want}"
-        assert core.native.counters.flows == len(model.flows), f"step {step}: other flows"
+        flows = len(model.flows) + len(model.inherited)
+        assert core.native.counters.flows == flows, f"step {step}: other flows"
 
 
 def test_a_model_that_believes_what_is_damaged_does_not() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from coloproxy import errors
 
-from ._native import check, ffi, lib
+from ._native import check, check_table, ffi, lib
 from .tls import Transport
 
 __all__ = [
@@ -314,9 +314,7 @@ class Path:
         """
         why = ffi.new("const char **")
         result = lib.colo_path_import(self._handle, table, len(table), age, why)
-        if result in (lib.COLO_ERR_MISUSE, lib.COLO_ERR_LIMIT):
-            raise errors.TableError(ffi.string(why[0]).decode())
-        check(result, "Path.import_table")
+        check_table(result, why, "Path.import_table")
 
     # ------------------------------------------------------------------ gate
 

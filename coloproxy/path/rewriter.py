@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from coloproxy import errors
-from coloproxy.path._native import check, ffi, lib
+from coloproxy.path._native import check, check_table, ffi, lib
 
 __all__ = ["Rewrite", "Rewriter", "RewriterCounters", "Rewritten"]
 
@@ -147,14 +147,11 @@ class Rewriter:
         """Takes over flows that were exported at ``then``, in this rewriter's time. All or nothing.
 
         Raises:
-            TableError: it makes no sense, or one of them is there already.
-            LimitError: no room.
+            TableError: it makes no sense, one of them is there already, or there is no room.
         """
         why = ffi.new("const char **")
         result = lib.colo_rewriter_import(self._native, table, len(table), then, why)
-        if result == lib.COLO_ERR_MISUSE:
-            raise errors.TableError(ffi.string(why[0]).decode())
-        check(result, "colo_rewriter_import")
+        check_table(result, why, "colo_rewriter_import")
 
     def disinherit(self) -> None:
         """Forgets the flows that were taken over."""

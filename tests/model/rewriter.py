@@ -6,6 +6,7 @@ It has no limit of flows. Each rule that a test breaks on purpose is a method of
 
 from __future__ import annotations
 
+import copy
 import struct
 from dataclasses import dataclass, field, replace
 
@@ -176,6 +177,9 @@ class Flow:
     c_fin_acked: bool = False
     reset: bool = False
     used_at: int = 0
+    inherited: bool = False
+    unplaced: bool = False
+    unproven: bool = False
 
     def closed(self) -> bool:
         return self.reset or (self.s_fin_acked and self.c_fin_acked)
@@ -189,6 +193,7 @@ def scale(value: int | None) -> int:
 class Model:
     flows: dict[Key, Flow] = field(default_factory=dict)
     taken_over: bool = False
+    inherited: dict[Key, Flow] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ the rules that mutants break
 
@@ -240,16 +245,72 @@ class Model:
             return True
         return bool(seg.flags & ACK) and syn.ack not in (None, seg.ack)
 
-    def missed_a_mark(self, flow: Flow, seg: Segment) -> bool:
+    def missed_a_mark(self, flow: Flow, seg: Segment, base: int) -> bool:
         assert flow.shift is not None
-        if flow.c_ack is None or not flow.shift or seg.flags & (SYN | RST):
+        if flow.c_ack is None or flow.shift == base or seg.flags & (SYN | RST):
             return False
         radius = NEAR if flow.client_scale is None else max(NEAR, flow.c_window)
         shifted = abs(diff(seg.seq + flow.shift, flow.c_ack)) <= radius or abs(diff(seg.seq, flow.s_next)) <= NEAR
-        return not shifted and abs(diff(seg.seq, flow.c_ack)) <= radius
+        return not shifted and abs(diff(seg.seq + base, flow.c_ack)) <= radius
+
+    def is_belied(self, flow: Flow, seg: Segment, by_vm: bool) -> bool:
+        """An inherited flow whose ports are another connection's by now. Proves it, if it is not."""
+        if not flow.unproven or not flow.shift or not seg.flags & ACK or seg.flags & (SYN | RST):
+            return False
+        vm, client = (seg.seq, flow.c_ack) if by_vm else (None if flow.unplaced else flow.s_next, seg.ack)
+        if vm is None or client is None:
+            return False
+        if abs(diff(vm + flow.shift, client)) <= NEAR:
+            flow.unproven = False
+            return False
+        ours, theirs = (seg.ack, flow.c_next) if by_vm else (seg.seq, flow.s_ack)
+        return abs(diff(vm, client)) <= NEAR and theirs is not None and abs(diff(ours, theirs)) <= NEAR
+
+    def voids(self, flow: Flow, seg: Segment) -> bool:
+        """Whether a SYN of the primary's, in the client's numbers, is of another connection than the inherited one."""
+        assert flow.shift is not None
+        own = copy.copy(seg)
+        own.seq = (seg.seq - flow.shift) % 2**32
+        return self.opens_anew(flow.s, own)
+
+    def is_wanted(self, flow: Flow) -> bool:
+        """By the next rewriter."""
+        return (flow.shift is not None and not flow.signed and not flow.closed()
+                and bool(flow.shift or flow.ts_shift or flow.p_scale != flow.s_scale))  # fmt: skip
+
+    def handed_on(self, flow: Flow, then: int, now: int) -> Flow:
+        """What of it is known still to the next rewriter."""
+        assert flow.s is not None
+        age = max(0, -(-(now - flow.p_ts_at) // MS)) * MS
+        return Flow(s=replace(flow.s, ack=flow.s.ack), shift=flow.shift, ts_shift=flow.ts_shift, p_wscale=flow.p_wscale,
+                    p_scale=flow.p_scale, s_scale=flow.s_scale, unscaled=flow.unscaled, client_scale=flow.client_scale,
+                    p_ts=flow.p_ts, p_ts_at=then - age, beyond=flow.beyond, answered=flow.answered, s_fin=flow.s_fin,
+                    c_fin=flow.c_fin, s_fin_acked=flow.s_fin_acked, c_fin_acked=flow.c_fin_acked,
+                    inherited=True, unplaced=True, unproven=True)  # fmt: skip
+
+    def find(self, key: Key) -> Flow | None:
+        return self.flows.get(key) or self.inherited.get(key)
+
+    def home(self, flow: Flow) -> dict[Key, Flow]:
+        return self.inherited if flow.inherited else self.flows
+
+    def told_apart(self, key: Key, flow: Flow, seg: Segment) -> Flow | None:
+        if flow.inherited:
+            if not self.is_belied(flow, seg, by_vm=True):
+                return flow
+            del self.inherited[key]
+            return None
+        below = self.inherited.get(key)
+        if flow.shift is None or not self.missed_a_mark(flow, seg, 0 if below is None else below.shift or 0):
+            return flow
+        del self.flows[key]
+        return below
+
+    def bounded(self, flow: Flow) -> bool:
+        return not flow.unplaced
 
     def has_no_number(self, flow: Flow, seg: Segment) -> bool:
-        return seg.flags & (RST | ACK) == RST | ACK and seg.seq == 0 and flow.s_next != 0
+        return seg.flags & (RST | ACK) == RST | ACK and seg.seq == 0 and (flow.s_next != 0 or flow.unplaced)
 
     # ------------------------------------------------------------------ entry points
 
@@ -259,9 +320,13 @@ class Model:
         if seg is None or seg.cut or not seg.flags & SYN:
             return
         key = self.key(nic, seg, True)
-        if key not in self.flows and self.taken_over:
+        below = self.inherited.get(key)
+        if below is not None and self.voids(below, seg):
+            del self.inherited[key]
+        flow = self.find(key)
+        if flow is None and self.taken_over:
             return
-        flow = self.flows.setdefault(key, Flow())
+        flow = flow or self.flows.setdefault(key, Flow())
         flow.used_at = now
         fresh = self.opens_anew(flow.p, seg)
         before = flow.p
@@ -279,15 +344,14 @@ class Model:
         if seg is None:
             return self.quote(data, vnet_len, nic, outward=True)
         key = self.key(nic, seg, True)
-        flow = self.flows.get(key)
+        flow = self.find(key)
         if seg.cut:
             return self.drop_cut(flow), data
         if seg.flags & SYN:
             flow = self.secondary_opens(key, flow, seg, now)
+        if flow is not None:
+            flow = self.told_apart(key, flow, seg)
         if flow is None:
-            return NONE, data
-        if flow.shift is not None and self.missed_a_mark(flow, seg):
-            del self.flows[key]
             return NONE, data
         self.vm_sends(flow, seg)
         if self.taken_over and flow.ts_shift is not None and not flow.floored and seg.tsval is not None:
@@ -304,10 +368,14 @@ class Model:
         seg = self.segment(data, vnet_len)
         if seg is None:
             return self.quote(data, vnet_len, nic, outward=False)
-        flow = self.flows.get(self.key(nic, seg, False))
+        key = self.key(nic, seg, False)
+        flow = self.find(key)
         if seg.cut:
             return self.drop_cut(flow), data
         if flow is None or self.is_damaged(seg, vnet_len):
+            return NONE, data
+        if self.is_belied(flow, seg, by_vm=False):
+            del self.inherited[key]
             return NONE, data
         if flow.shift is None and self.may_infer(flow, seg):
             assert flow.s is not None
@@ -324,13 +392,24 @@ class Model:
     def takeover(self, now: int) -> None:
         self.taken_over = True
         self.expire(now)
+        for key in self.flows:
+            self.inherited.pop(key, None)
+
+    def export(self, now: int) -> list[tuple[Key, Flow]]:
+        both = self.inherited | self.flows
+        return [(key, self.handed_on(flow, 0, now)) for key, flow in both.items() if self.is_wanted(flow)]
+
+    def inherit(self, table: list[tuple[Key, Flow]], then: int) -> None:
+        for key, flow in table:
+            self.inherited[key] = replace(flow, p_ts_at=flow.p_ts_at + then)
 
     # ------------------------------------------------------------------ flows
 
     def expire(self, now: int) -> None:
-        old = [key for key, flow in self.flows.items() if flow.closed() and now - flow.used_at >= 60_000 * MS]
-        for key in old:
-            del self.flows[key]
+        for flows in (self.flows, self.inherited):
+            old = [key for key, flow in flows.items() if flow.closed() and now - flow.used_at >= 60_000 * MS]
+            for key in old:
+                del flows[key]
 
     def segment(self, data: bytes, vnet_len: int) -> Segment | None:
         frame = open_frame(data, vnet_len)
@@ -385,15 +464,17 @@ class Model:
             if self.taken_over:
                 return None
             flow = self.flows.setdefault(key, Flow())
+        if flow.inherited and not self.taken_over and self.opens_anew(flow.s, seg):
+            flow = self.flows.setdefault(key, Flow())
         if self.opens_anew(flow.s, seg):
             same_client = flow.s is not None and flow.s.ack is not None and seg.flags & ACK and flow.s.ack == seg.ack
             s = self.heard(None, seg, now)
             flow = Flow(p=flow.p, p_before=flow.p_before, s=s, client_scale=flow.client_scale, s_next=seg.seq,
-                        s_ts=seg.tsval or 0)  # fmt: skip
-            self.flows[key] = flow
+                        s_ts=seg.tsval or 0, inherited=flow.inherited)  # fmt: skip
+            self.home(flow)[key] = flow
             self.join(flow)
             if self.taken_over and flow.shift is None and not same_client:
-                del self.flows[key]
+                del self.home(flow)[key]
                 return None
         else:
             flow.s = self.heard(flow.s, seg, now)
@@ -411,13 +492,16 @@ class Model:
         if flow.reset:
             return
         end = (seg.seq + seg.length) % 2**32
-        if diff(end, flow.s_next) > 0:
+        if flow.unplaced and flow.unproven:
+            flow.c_ack = None
+        if flow.unplaced or diff(end, flow.s_next) > 0:
             flow.s_next = end
         flow.beyond |= seg.length > bool(seg.flags & SYN)
         if seg.flags & FIN and not seg.fragment:
             flow.s_fin = end
-        if seg.tsval is not None and diff(seg.tsval, flow.s_ts) > 0:
+        if seg.tsval is not None and (flow.unplaced or diff(seg.tsval, flow.s_ts) > 0):
             flow.s_ts = seg.tsval
+        flow.unplaced = False
         if seg.flags & ACK and (flow.s_ack is None or diff(seg.ack, flow.s_ack) > 0):
             if flow.s_ack is None or diff(seg.ack, flow.c_next) > 0:
                 flow.c_next = seg.ack
@@ -439,6 +523,12 @@ class Model:
                 flow.reset |= bool(seg.flags & ACK) and mapped == (flow.s.isn + 1) % 2**32
             return
         if not seg.flags & ACK:
+            return
+        if flow.unplaced:
+            flow.c_ack = seg.ack
+            flow.c_next = (seg.seq + seg.length) % 2**32
+            if seg.flags & FIN and not seg.fragment:
+                flow.c_fin = flow.c_next
             return
         if flow.answered:
             credible = -max(NEAR, flow.c_window) <= diff(mapped, flow.s_next) <= 65535
@@ -488,7 +578,7 @@ class Model:
             elif kind == 8 and size == 10 and flow.ts_shift is not None and self.echoes(seg):
                 out[at + 6] = sign * flow.ts_shift
         new = {at: (num(seg.data, at) + add) % 2**32 for at, add in out.items() if at + 4 <= seg.there}
-        if not outward and not by_vm:
+        if not outward and not by_vm and self.bounded(flow):
             for kind, at, size in options:
                 if (kind, size) == (8, 10) and at + 6 in new:
                     new[at + 6] = self.echo(flow, new[at + 6])
@@ -518,7 +608,7 @@ class Model:
         if inner is None or inner.protocol != 6 or inner.end - inner.l4 < 8:
             return NONE, data
         seg = Segment(inner.l4, inner.end, inner.src, inner.dst, frame.vlans, data)
-        flow = self.flows.get(self.key(nic, seg, from_vm=not outward))
+        flow = self.find(self.key(nic, seg, from_vm=not outward))
         if flow is None or flow.shift is None or flow.signed:
             return NONE, data
         new = bytearray(data)
