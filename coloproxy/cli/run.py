@@ -21,6 +21,12 @@ from .logs import set_up_logging
 def run(
     role: Annotated[Literal["primary", "secondary"], typer.Option(help="Which of the pair's hosts this is.")],
     config: Annotated[Path, typer.Option("-c", "--config", help="The pair's file; the same on both hosts.")],
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Where a survivor keeps the connections that it has to translate."
+        ),
+    ] = None,
 ) -> None:
     """Mirror, compare, translate and fail over: the whole data path of this host's VMs, beside any VMM.
 
@@ -50,7 +56,7 @@ def run(
     set_up_logging(writer, verbose=level == "debug", quiet=level in ("warning", "error"))
 
     async def serve() -> int:
-        return await Host(config, role, pair).run()
+        return await Host(config, role, pair, state=state).run()
 
     code = FAILED
     try:

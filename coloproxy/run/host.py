@@ -18,7 +18,7 @@ from coloproxy.address import Address
 from coloproxy.control.protocol import FAILED as FAILED_
 from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
-from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError
+from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError, TableError
 from coloproxy.journal import Journal
 from coloproxy.metrics import MetricsServer
 from coloproxy.pair import Pair, Role, load
@@ -26,6 +26,7 @@ from coloproxy.path.session import Dialer, Listener
 from coloproxy.path.tls import Keys, read_psk
 
 from .changes import changes, live_only
+from .estate import load_table, save_table
 from .primary import PrimaryVm
 from .privileges import DEFAULT_KEEP, drop, identity
 from .secondary import SecondaryVm
@@ -49,13 +50,24 @@ def keys_of(pair: Pair) -> Keys | None:
 
 
 class Host:
-    """`await run()` returns the exit code. `ready` is called when frames move."""
+    """`await run()` returns the exit code. `ready` is called when frames move.
 
-    def __init__(self, path: Path, role: Role, pair: Pair, ready: Callable[[], None] = lambda: None) -> None:
+    state: a directory for the connections of VMs that have taken over, from a secondary to the primary after it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        role: Role,
+        pair: Pair,
+        ready: Callable[[], None] = lambda: None,
+        state: Path | None = None,
+    ) -> None:
         self._path = path
         self._role: Role = role
         self._pair = pair
         self._ready = ready
+        self._state = state
         self._journal = Journal(pair.process.json_events)
         kind = PrimaryVm if role == "primary" else SecondaryVm
         self.vms: list[PrimaryVm | SecondaryVm] = [kind(pair, vm, self._journal, self._fail) for vm in pair.vms]
@@ -87,6 +99,7 @@ class Host:
             if keys is None:
                 log.warning("link: PLAIN TEXT: anybody on its way can read, forge and replay all that the VMs say")
             for vm in self.vms:
+                self._inherit(vm)
                 await vm.open()
             await server.start()
             await self._open_link(keys)
@@ -108,10 +121,38 @@ class Host:
             await self._stop.wait()
             log.info("stopping")
             self._service.stopping()
+            for vm in self.vms:
+                self._keep_connections(vm)
         finally:
             await server.stop()
             await self._end(tasks)
         return CLEAN if self._failure is None else FAILED
+
+    def _connections_of(self, vm: PrimaryVm | SecondaryVm) -> Path | None:
+        return None if self._state is None else self._state / f"{vm.vm.name}.connections"
+
+    def _inherit(self, vm: PrimaryVm | SecondaryVm) -> None:
+        """A primary: what the one before on this host has left, if that was a survivor. Raises TableError."""
+        path = self._connections_of(vm)
+        if path is None or not isinstance(vm, PrimaryVm):
+            return
+        try:
+            found = load_table(path)
+        except OSError as error:
+            raise TableError(f"{path}: {error.strerror}") from error
+        if found is not None:
+            table, age = found
+            vm.inherit(table, age=age)
+
+    def _keep_connections(self, vm: PrimaryVm | SecondaryVm) -> None:
+        """For a coloproxy that comes after this one. An older file does no harm, so trouble with it is only told."""
+        path = self._connections_of(vm)
+        if path is None or (isinstance(vm, SecondaryVm) and vm.state != "taken-over"):
+            return
+        try:
+            save_table(path, vm.hand_over())
+        except OSError as error:
+            log.log(logging.ERROR, "%s: connections can't be kept: %s: %s", vm.vm.name, path, error.strerror)
 
     async def _open_link(self, keys: Keys | None) -> None:
         link = self._pair.link
@@ -243,6 +284,7 @@ class Host:
                 force=arguments.get("force") is True,
                 tell_vmm=arguments.get("network_only") is not True,
             )
+            self._keep_connections(vm)
         return {"taken_over": [vm.vm.name for vm in vms]}
 
     async def _do_alone(self, arguments: Mapping[str, Any]) -> object:

@@ -120,6 +120,7 @@ class PrimaryVm(RunningVm):
         self._pauses = Histogram()
         self._durations = Histogram()
         self._epoch_began = self.began
+        self.handed_over_ns: int | None = None  # how long nothing moved while a secondary became this
 
     def _make_engine(self, *, again: bool) -> Engine:
         options = self.pair.compare.options()
@@ -146,6 +147,26 @@ class PrimaryVm(RunningVm):
             )
             return CommandGuide(options, self.hear, before_commit=self._before_commit), None
         return PlainGuide(self.hear, None, 1.0), None
+
+    def inherit(self, table: bytes, *, age: int = 0) -> None:
+        """The connections that its VM has as the survivor of a failover: SecondaryVm.hand_over, `age` ns ago.
+
+        Before `run`. The secondary is told of them at the beginning of each session. Raises TableError: nothing of it
+        was taken.
+        """
+        self.path.import_table(table, age=age)
+        count = self.inherited
+        if count:
+            self.tell(told.Inherited(count))
+
+    @property
+    def inherited(self) -> int:
+        """Connections that are still translated."""
+        return int(self.path.counters()["rewriter"]["inherited"])
+
+    def hand_over(self) -> bytes:
+        """The connections that it still translates."""
+        return self.path.export_table()
 
     # ------------------------------------------------------------------ life
 
@@ -448,6 +469,7 @@ class PrimaryVm(RunningVm):
             "checkpoints_by_cause": dict(self.checkpoints_by_cause),
             "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
+            "inherited": self.inherited,
             "pauses": self._pauses.status(),
             "durations": self._durations.status(),
             "comparator": _comparator(n),

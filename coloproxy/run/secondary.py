@@ -218,6 +218,13 @@ class SecondaryVm(RunningVm):
         for wires in self.nics:  # what was announced while its TAP was lost, nobody has heard
             wires.on_tap_back = self._announce_again
 
+    def hand_over(self) -> bytes:
+        """The connections that have to be translated for as long as they live, for PrimaryVm.inherit.
+
+        Raises MisuseError: it has not taken over.
+        """
+        return self.path.export_table()
+
     def _announce_again(self) -> None:
         self.spawn(self._announce(self._places()))
 

@@ -106,6 +106,15 @@ class TookOver(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited(Report):
+    connections: int
+    name: ClassVar[str] = "inherited"
+
+    def __str__(self) -> str:
+        return f"{self.connections} connections of the time before the failover are translated until they close"
+
+
+@dataclass(frozen=True, slots=True)
 class WentAlone(Report):
     reason: str
     name: ClassVar[str] = "went-alone"

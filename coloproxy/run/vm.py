@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from coloproxy.errors import ColoproxyError, DeviceError, LimitError, MisuseError, PeerError
@@ -19,6 +19,8 @@ from coloproxy.path.session import Connected, Endpoint
 from coloproxy.reports import Report, Trouble
 
 from . import told
+from .devices import TapDevice
+from .estate import Estate
 from .messages import Message, decode, encode
 from .wires import NicWires
 
@@ -55,6 +57,7 @@ class RunningVm:
         self.session: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_state: str | None = None
+        self._stopped = False
 
     # ------------------------------------------------------------------ life
 
@@ -85,15 +88,48 @@ class RunningVm:
 
     async def close(self) -> None:
         """Nothing that was released is lost. Idempotent."""
+        await self._stop()
+        self.path.close()
+        for wires in self.nics:
+            wires.close()
+
+    async def give_up(self) -> Estate:
+        """As close, but for what another one goes on with. `run` has been cancelled.
+
+        Raises:
+            MisuseError: a secondary that has not taken over.
+            DeviceError: a TAP is lost; all is closed then.
+        """
+        await self._stop()
+        taps: list[TapDevice] = []
+        try:
+            table = self.path.export_table()
+            self.path.close()  # the TAPs' descriptors that it has; those that are kept hold them open
+            taps += [wires.release() for wires in self.nics]
+        except ColoproxyError:
+            Estate(b"", tuple(taps)).close()
+            raise
+        finally:
+            self.path.close()
+            for wires in self.nics:
+                wires.close()
+        return Estate(table, tuple(taps))
+
+    def adopt(self, taps: Sequence[TapDevice]) -> None:
+        """Open TAPs of this VM's, one for each NIC; before `open`."""
+        for wires, tap in zip(self.nics, taps, strict=True):
+            wires.adopt(tap)
+
+    async def _stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
         for task in list(self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
         asyncio.get_running_loop().remove_reader(self.path.event_fd)
         await asyncio.to_thread(self.path.stop, LINGER_S)
-        self.path.close()
-        for wires in self.nics:
-            wires.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of its own; a failure of it ends the process."""

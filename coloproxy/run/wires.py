@@ -34,7 +34,7 @@ class NicWires:
         self.on_tap_back: Callable[[], None] = lambda: None  # a lost TAP is there again, as open as it is to be
         self._tell = tell
         self._tap: devices.TapDevice | None = None
-        self._carrier_fd = -1  # of the TAP: ours, while the path has the rest
+        self._kept: devices.TapDevice | None = None  # the TAP once more: the path has its own descriptors
         self._vm_fd: tuple[int, WireKind, int] | None = None  # of an interface: the descriptor, and how it is read
         self._source: PeerSource | None = None
         self._lost = {Place.CLIENT: asyncio.Event(), Place.VM: asyncio.Event()}
@@ -43,7 +43,8 @@ class NicWires:
 
     async def open(self) -> None:
         """Makes the devices and binds the sockets. Raises DeviceError or AddressError."""
-        await devices.apart(self._open_tap)
+        if self._tap is None:
+            await devices.apart(self._open_tap)
         side = self.nic.vm
         if not side.is_socket:
             self._vm_fd = await devices.apart(self._open_interface)
@@ -63,10 +64,26 @@ class NicWires:
             for fd in device.fds:
                 os.close(fd)
             raise
+        self.adopt(device)
+
+    def adopt(self, device: devices.TapDevice) -> None:
+        """A TAP that is open and set up already; its descriptors are ours from now on."""
         self._tap = device
-        if self._carrier_fd >= 0:
-            os.close(self._carrier_fd)
-        self._carrier_fd = os.dup(device.fds[0])
+        self._close_kept()
+        self._kept = devices.TapDevice(device.name, tuple(os.dup(fd) for fd in device.fds), device.vnet_len)
+
+    def release(self) -> devices.TapDevice:
+        """The open TAP, for whoever goes on with it; the path has been stopped. Raises DeviceError: it is lost."""
+        if self._kept is None or self._lost[Place.CLIENT].is_set():
+            raise DeviceError(f"TAP {self.nic.tap.name} is not there")
+        device, self._kept = self._kept, None
+        return device
+
+    def _close_kept(self) -> None:
+        if self._kept is not None:
+            for fd in self._kept.fds:
+                os.close(fd)
+        self._kept = None
 
     def _open_interface(self) -> tuple[int, WireKind, int]:
         side = self.nic.vm
@@ -103,12 +120,12 @@ class NicWires:
         Raises DeviceError: it is lost, or can't be.
         """
         self.is_open = is_open
-        devices.set_carrier(self._carrier_fd, self.nic.tap.name, on=is_open)
+        if self._kept is None:
+            raise DeviceError(f"TAP {self.nic.tap.name} is not there")
+        self._kept.set_carrier(on=is_open)
 
     def close(self) -> None:
-        if self._carrier_fd >= 0:
-            os.close(self._carrier_fd)
-            self._carrier_fd = -1
+        self._close_kept()
         if self._source is not None:
             self._source.close()
         for fds in (self._tap.fds if self._tap is not None else (), (self._vm_fd[0],) if self._vm_fd else ()):

@@ -57,6 +57,17 @@ class Network:
         """Take the VM's TAP off the bridge of its host."""
         batch(namespace, [f"link set {TAP} nomaster"])
 
+    def swapped(self) -> Network:
+        """The hosts change their roles: each has the other one's address on the replication link from now on."""
+        new = Network(self.secondary, self.primary, self.client, self.switch)
+        for namespace, old, address in (
+            (self.primary, LINK_PRIMARY, LINK_SECONDARY),
+            (self.secondary, LINK_SECONDARY, LINK_PRIMARY),
+        ):
+            batch(namespace, [f"addr del {old}/30 dev link0", f"addr add {address}/30 dev link0"])
+        batch(new.primary, [tcg.quickack_route(_LINK_SUBNET, "link0")])
+        return new
+
     def black_out(self, namespace: str) -> None:
         """Cut every cable of a host: nothing goes in or out any more."""
         batch(namespace, ["link set uplink0 down", "link set link0 down"])

@@ -108,13 +108,16 @@ class Proxy:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def start_proxy(bed: Hosts, role: Role, config: Path, prefix: Sequence[str] = ()) -> Proxy:
+async def start_proxy(
+    bed: Hosts, role: Role, config: Path, prefix: Sequence[str] = (), options: Sequence[str] = ()
+) -> Proxy:
     """`coloproxy run` in that host's namespace; returns once its control socket answers.
 
-    *prefix*: a program, and its arguments, that changes something and then executes ours.
+    *prefix*: a program, and its arguments, that changes something and then executes ours.  *options*: more of its own.
     """
     # -P: the installed package, not a source tree that happens to be the working directory.
     argv = [*prefix, sys.executable, "-P", "-m", "coloproxy", "run", "--role", role, "--config", str(config)]
+    argv += options
     proxy = Proxy(role, await bed.run_in_host(role, "coloproxy", argv), control_socket(bed.directory, role))
     until = time.monotonic() + _UP_SECONDS
     while not proxy.socket.exists():

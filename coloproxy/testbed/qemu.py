@@ -65,9 +65,9 @@ class Sockets:
     """What the guest wrote to its serial console."""
 
     @classmethod
-    def below(cls, directory: Path, role: Role) -> Sockets:
-        """The files of the QEMU in that role."""
-        base = directory / role
+    def below(cls, directory: Path, name: str) -> Sockets:
+        """The files of the QEMU of that name: its role, where there is but one of each."""
+        base = directory / name
         return cls(*(base.with_suffix(s) for s in (".control.qmp", ".oob.qmp", ".proxy.qmp", ".console.log")))
 
 

@@ -27,8 +27,8 @@ VmSide = Literal["stream", "stream-tcp", "socket", "dgram", "dgram-udp"]
 Death = Literal["kill", "cut"]
 """How the primary's host goes: all its processes at once, or all its cables while they live."""
 
-_MODELS: Final[Mapping[Nic, str]] = {"e1000": "e1000", "virtio": "virtio-net-pci"}
-_ROLES: Final[tuple[Role, ...]] = ("primary", "secondary")
+MODELS: Final[Mapping[Nic, str]] = {"e1000": "e1000", "virtio": "virtio-net-pci"}
+ROLES: Final[tuple[Role, ...]] = ("primary", "secondary")
 _VM_PORT, _OUR_PORT = 9011, 9012
 _QMP: Final = {"back_end": "qmp"}
 
@@ -160,12 +160,12 @@ class TapPair(TestBed):
         nic = {
             "name": "nic0",
             "mac": GUEST_MAC,
-            "model": _MODELS[self.options.nic],
+            "model": MODELS[self.options.nic],
             "announce": [GUEST_IPV4, GUEST_IPV6],
             "tap": {"name": TAP, "bridge": "br0"},
             "vm": _vm_side(self._tap_options.side, self.directory),
         }
-        qmp = {role: f"unix:{self._sockets(role).proxy}" for role in _ROLES}
+        qmp = {role: f"unix:{self._sockets(role).proxy}" for role in ROLES}
         return pair_toml(self.directory, self._tap_options.file, nic, {"qmp": qmp})
 
     def _processes(self) -> list[Daemon]:
@@ -177,7 +177,7 @@ def _vm_side(side: VmSide, directory: Path) -> dict[str, Any]:
     """The table `vm` of a network card."""
 
     def files(name: str) -> dict[Role, str]:
-        return {role: f"unix:{directory}/{name}-{role}.sock" for role in _ROLES}
+        return {role: f"unix:{directory}/{name}-{role}.sock" for role in ROLES}
 
     match side:
         case "stream":
