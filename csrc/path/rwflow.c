@@ -214,6 +214,11 @@ void colo_rwflow_sent(struct colo_rwflow *f, const struct colo_tcpseg *seg)
     uint32_t end = seg->seq + seg->length;
 
     f->is_signed |= seg->is_signed;
+    /* It has this connection by a copy of the primary's state: the notice is not meant for the next SYN of its own. */
+    if (!f->s.seen && f->p.seen && !(seg->flags & (COLO_TCP_SYN | COLO_TCP_RST)) && is_near(seg->seq, f->p.isn, NEAR)) {
+        f->p.used = true;
+        f->p.used_by = f->p.isn;
+    }
     if (seg->flags & COLO_TCP_RST) {
         f->reset = true;
         return;

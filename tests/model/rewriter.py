@@ -488,6 +488,9 @@ class Model:
 
     def vm_sends(self, flow: Flow, seg: Segment) -> None:
         flow.signed |= seg.signed
+        copied = flow.s is None and flow.p is not None and not seg.flags & (SYN | RST)
+        if copied and flow.p is not None and abs(diff(seg.seq, flow.p.isn)) <= NEAR:
+            flow.p.used_by = flow.p.isn
         flow.reset = bool(seg.flags & RST)
         if flow.reset:
             return
