@@ -120,7 +120,8 @@ class PrimaryVm(RunningVm):
         self._pauses = Histogram()
         self._durations = Histogram()
         self._epoch_began = self.began
-        self.handed_over_ns: int | None = None  # how long nothing moved while a secondary became this
+        self.silent_since: int | None = None  # its predecessor on this host was stopped then, CLOCK_MONOTONIC ns
+        self.handed_over_ns: int | None = None  # how long nothing moved between the two
 
     def _make_engine(self, *, again: bool) -> Engine:
         options = self.pair.compare.options()
@@ -174,6 +175,8 @@ class PrimaryVm(RunningVm):
         for wires in self.nics:
             wires.set_open(is_open=True)
         self._start_engine()
+        if self.silent_since is not None:
+            self.handed_over_ns = time.monotonic_ns() - self.silent_since
 
     def _start_engine(self) -> None:
         engine = self._engine
@@ -470,6 +473,7 @@ class PrimaryVm(RunningVm):
             "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
             "inherited": self.inherited,
+            "handed_over_ms": _ms(self.handed_over_ns),
             "pauses": self._pauses.status(),
             "durations": self._durations.status(),
             "comparator": _comparator(n),

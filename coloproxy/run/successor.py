@@ -42,5 +42,5 @@ async def succeed(old: SecondaryVm, running: asyncio.Task[None], make: Callable[
         raise
     new.adopt(estate.taps)
     await new.open()
-    new.handed_over_ns = time.monotonic_ns() - began
+    new.silent_since = began
     return new

@@ -40,6 +40,7 @@ TARGETS = (
     Target("rewriter", 512),
     Target("link", 512),
     Target("route", 512),
+    Target("inherit", 1200),
 )
 
 
