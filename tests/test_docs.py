@@ -45,6 +45,7 @@ def every_help() -> str:
         [sys.executable, "-P", "-m", "coloproxy", "replay", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "status", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "top", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "run", "--help"],
         [sys.executable, str(TOP / "tools" / "make_captures.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "failover_trials.py"), "--help"],
         [sys.executable, str(TOP / "tools" / "run_fuzz.py"), "--help"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,41 +30,73 @@ DEADLINE = 60.0
 RATE = "300k"  # bytes a second of each transfer: they have to last through what comes before their end
 LARGE = 14_000_000
 BODY = random.Random(7).randbytes(LARGE)
+BODY_SHA256 = hashlib.sha256(BODY).hexdigest()
+ATTEMPTS = 5
 STOPS = (signal.SIGTERM, signal.SIGKILL)
 """How the survivor's coloproxy ends: it leaves its connections' state as it is, or as it was at the failover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Connections of all kinds. They last until after the next failover, and the one after."""
+
+    download: Transfer
+    upload: Transfer
+    idle: Idle
+
+    @property
+    def transfers(self) -> tuple[Transfer, Transfer]:
+        return self.download, self.upload
+
+    @classmethod
+    async def begin(cls, chain: TapChain, *, ipv6: bool) -> Opened:
+        download = await chain.client.download(limit_rate=RATE, ipv6=ipv6)
+        upload = await chain.client.upload(BODY, limit_rate=RATE, ipv6=ipv6)
+        idle = await Idle.open(chain)
+        for transfer in (download, upload):
+            await transfer.reached(200_000, DEADLINE)
+        return cls(download, upload, idle)
+
+    async def finished(self, chain: TapChain) -> None:
+        for transfer, digest in ((self.download, chain.guest.large_sha256), (self.upload, BODY_SHA256)):
+            result = await transfer.result(DEADLINE)
+            assert (result.returncode, result.sha256, result.connections) == (0, digest, 1)
+        assert (await self.idle.ask()).endswith(chain.guest.hello)
+
+
+async def translated(chain: TapChain, *, ipv6: bool) -> list[Opened]:
+    """Opens connections until some have numbers of their own on the secondary.
+
+    A checkpoint makes them equal, and the time of day in an answer asks for one now and then.
+    """
+    out: list[Opened] = []
+    for _ in range(ATTEMPTS):
+        before = (await chain.proxies["primary"].vm_status())["checkpoints"]
+        out.append(await Opened.begin(chain, ipv6=ipv6))
+        if (await chain.proxies["primary"].vm_status())["checkpoints"] == before:
+            return out
+    pytest.fail(f"{ATTEMPTS} times a checkpoint came in between")
 
 
 async def test_connections_outlive_failover_after_failover(tmp_path: Path) -> None:
     async with TapChain(TapOptions(large_bytes=LARGE, keep_logs=tmp_path)) as chain:
         await chain.start_colo()
-        downloads: list[Transfer] = []
-        uploads: list[Transfer] = []
-        idle: list[Idle] = []
+        opened: list[Opened] = []
         for number, stop in enumerate(STOPS):
-            downloads.append(await chain.client.download(limit_rate=RATE, ipv6=number % 2 == 1))
-            uploads.append(await chain.client.upload(BODY, limit_rate=RATE, ipv6=number % 2 == 1))
-            idle.append(await Idle.open(chain))
-            for transfer in (downloads[-1], uploads[-1]):
-                await transfer.reached(200_000, DEADLINE)
+            opened += await translated(chain, ipv6=number % 2 == 1)
             await chain.lose_primary("kill")
             await chain.fail_over()
             assert (await chain.proxies["secondary"].vm_status())["rewriter"]["flows"] >= 3 * (number + 1)
-            at = [transfer.bytes for transfer in (*downloads, *uploads)]
+            transfers = [transfer for each in opened for transfer in each.transfers]
+            at = [transfer.bytes for transfer in transfers]
             await chain.protect_again(stop=stop)
-            assert all(transfer.running for transfer in (*downloads, *uploads))
-            for transfer, before in zip((*downloads, *uploads), at, strict=True):
+            for transfer, before in zip(transfers, at, strict=True):
                 await transfer.reached(before + 100_000, DEADLINE)
-            status = await chain.proxies["primary"].vm_status()
-            assert status["inherited"] >= 3 * (number + 1)
-            assert (await chain.proxies["secondary"].vm_status())["rewriter"]["inherited"] >= 3 * (number + 1)
+            for proxy in chain.proxies.values():
+                assert (await proxy.vm_status())["rewriter"]["inherited"] >= 3 * (number + 1)
             await chain.proxies["primary"].ask("checkpoint", wait_s=10)
             await chain.proxies["primary"].until("in step", in_step)
-        for download in downloads:
-            result = await download.result(DEADLINE)
-            assert (result.returncode, result.sha256, result.connections) == (0, chain.guest.large_sha256, 1)
-        for upload in uploads:
-            result = await upload.result(DEADLINE)
-            assert (result.returncode, result.sha256, result.connections) == (0, hashlib.sha256(BODY).hexdigest(), 1)
-        for connection in idle:
-            assert (await connection.ask()).endswith(chain.guest.hello)
+            assert all(transfer.running for transfer in transfers)
+        for each in opened:
+            await each.finished(chain)
         assert await chain.client.get("/hello.txt") == chain.guest.hello

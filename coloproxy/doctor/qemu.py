@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from coloproxy.testbed.tcg import kvm_works
+from coloproxy.vmm.acceleration import kvm_problem
 
 from .check import Finding, Subject, check, fail, ok, output_of, warn
 
@@ -87,11 +87,10 @@ def image_tool(subject: Subject) -> Iterator[Finding]:
 
 @check("kvm", "hardware support for the guests' processors")
 def kvm(subject: Subject) -> Iterator[Finding]:
-    device = subject.root / "dev/kvm"
-    if device.exists() and kvm_works():
+    why = kvm_problem()
+    if why is None:
         yield ok("KVM works")
         return
-    why = "there is no /dev/kvm" if not device.exists() else "/dev/kvm is there, but does not run a guest"
     yield warn(
         f"{why}: QEMU would emulate (TCG), some ten times slower",
         "load kvm_intel or kvm_amd, turn VT-x/AMD-V on in the firmware (or nesting, in a VM). With TCG for a trial: "
@@ -105,7 +104,7 @@ def ram(subject: Subject) -> Iterator[Finding]:
         return
     if subject.ram_bytes % (256 << 10):
         yield ok(f"{subject.ram_bytes >> 10} KiB is no multiple of 256 KiB")
-    elif (subject.root / "dev/kvm").exists() and kvm_works():
+    elif kvm_problem() is None:
         yield ok("a multiple of 256 KiB, which does no harm with KVM")
     else:
         yield fail(

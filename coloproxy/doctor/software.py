@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from coloproxy.testbed.errors import RequirementError
-from coloproxy.testbed.tcg import find_shim
+from coloproxy.vmm.acceleration import find_shim
 
 from .check import Finding, Subject, check, fail, ok, warn
 

@@ -18,9 +18,9 @@ class HeartbeatPath(Table):
     """One way for heartbeats. Two that share no cable and no switch are better than one."""
 
     name: Annotated[str, Name(), Example('"link"')] = Field(description="For people.")
-    address: Annotated[Address, Place(unix=False), PerHost(), Example('{ a = "192.0.2.1:9820", b = "192.0.2.2:9820" }')] = (
-        Field(description="Where each host sends from and receives (UDP).")
-    )
+    address: Annotated[
+        Address, Place(unix=False), PerHost(), Example('{ a = "192.0.2.1:9820", b = "192.0.2.2:9820" }')
+    ] = Field(description="Where each host sends from and receives (UDP).")
 
 
 class Heartbeat(Table):
@@ -44,9 +44,9 @@ class Heartbeat(Table):
 class Etcd(Table):
     """A register in etcd: who goes on has won there."""
 
-    endpoints: Annotated[tuple[Annotated[str, Text()], ...], Field(min_length=1), Example('["https://192.0.2.9:2379"]')] = (
-        Field(description="Its URLs; each is tried.")
-    )
+    endpoints: Annotated[
+        tuple[Annotated[str, Text()], ...], Field(min_length=1), Example('["https://192.0.2.9:2379"]')
+    ] = Field(description="Its URLs; each is tried.")
     prefix: Annotated[str, Text()] = Field(default="coloproxy", description="Keys begin with it.")
     deadline: Annotated[int, Duration(100 * MS, 60 * SECOND)] = Field(
         default=2 * SECOND, description="No answer by then: not known who may go on; it is asked again."

@@ -168,7 +168,9 @@ class Search:
             yield f"{name}'s host comes back", False, w.put(i, replace(me, host_up=True))
             return
         if not me.up:
-            facts = Facts(me.facts.host, own=me.facts.own, vm=me.facts.vm, register=me.facts.register, image=me.facts.image)
+            facts = Facts(
+                me.facts.host, own=me.facts.own, vm=me.facts.vm, register=me.facts.register, image=me.facts.image
+            )
             fresh = replace(me, up=True, facts=facts, doing=None, is_open=False)
             yield f"{name} begins", False, self.happens(w.put(i, fresh), i, Event.BEGIN)
             return
@@ -237,7 +239,9 @@ class Search:
                 yield f"{name}'s VM runs", False, self.happens(world, i, Event.SETTLED)
             case Action.PREPARE:
                 offer = f"{name}{w.offers}"
-                waits = replace(idle, facts=me.facts.with_(vm=VmView.WAITING, offer=offer, colo_lost=False), lost_colo=False)
+                waits = replace(
+                    idle, facts=me.facts.with_(vm=VmView.WAITING, offer=offer, colo_lost=False), lost_colo=False
+                )
                 world = replace(w.put(i, waits), offers=(w.offers + 1) % _OFFERS)
                 yield f"{name}'s QEMU waits", False, self.happens(world, i, Event.READY)
                 if may_fail:
@@ -385,7 +389,9 @@ def normal(w: World) -> World:
         peer = None if f.peer is None else replace(f.peer, generation=shift(f.peer.generation))
         own = replace(f.own, generation=shift(f.own.generation))
         nodes.append(replace(node, facts=f.with_(own=own, peer=peer, claimed=shift(f.claimed) if f.claiming else 0)))
-    return replace(w, a=nodes[0], b=nodes[1], register=(shift(w.register[0]), w.register[1]), ghost=(shift(w.ghost[0]), w.ghost[1]))
+    return replace(
+        w, a=nodes[0], b=nodes[1], register=(shift(w.register[0]), w.register[1]), ghost=(shift(w.ghost[0]), w.ghost[1])
+    )
 
 
 def describe(w: World) -> str:
@@ -393,7 +399,9 @@ def describe(w: World) -> str:
     for n in (w.a, w.b):
         f = n.facts
         flags = "".join(
-            c for c, on in (("!", not n.up), ("#", not n.host_up), ("o", n.is_open), ("~", n.behind), ("?", f.claiming)) if on
+            c
+            for c, on in (("!", not n.up), ("#", not n.host_up), ("o", n.is_open), ("~", n.behind), ("?", f.claiming))
+            if on
         )
         peer = "-" if f.peer is None else f"{f.peer.state.value}/{f.peer.standing.value}{f.peer.generation}"
         parts.append(
