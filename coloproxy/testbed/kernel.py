@@ -26,6 +26,9 @@ from .errors import GuestError
 NEEDED_MODULES: tuple[str, ...] = ("virtio_pci", "virtio_net", "e1000", "qemu_fw_cfg")
 """Drivers of the guest: both kinds of network card, and QEMU's firmware configuration (guest_files.HOST_NAME_KEY)."""
 
+DISK_MODULES: tuple[str, ...] = ("crc32c_generic", "virtio_blk", "ext4")
+"""Drivers of a guest with a disk (node_guest.py) besides; ext4 asks for crc32c by a name that no dependency tells."""
+
 # docs/x86/boot.rst: offsets in the header of a bzImage.
 _SETUP_SECTORS_AT = 0x1F1
 _SETUP_MAGIC_AT = 0x202
@@ -35,6 +38,8 @@ _PVH_NOTES = tuple(struct.pack("<III", 4, size, 18) + b"Xen\0" for size in (4, 8
 
 _PACKAGE = "linux-image-amd64"
 _INDEX_FILES = ("modules.dep", "modules.builtin")
+_ALL_MODULES = (*NEEDED_MODULES, *DISK_MODULES)
+_UNPACKED = "linux-image-2"  # to be changed when more of the package is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def find_kernel(scratch: Path) -> Kernel:
     """
     for kernel in _installed(Path("/")):
         return kernel
-    unpacked = scratch / "linux-image"
+    unpacked = scratch / _UNPACKED
     for kernel in _installed(unpacked):
         return kernel
     try:
@@ -118,7 +123,7 @@ def find_kernel(scratch: Path) -> Kernel:
         raise GuestError(f"no usable kernel in /boot, and none to be fetched: {error}") from error
     for kernel in _installed(unpacked):
         return kernel
-    raise GuestError(f"package {_PACKAGE} holds no kernel with the modules {', '.join(NEEDED_MODULES)}")
+    raise GuestError(f"package {_PACKAGE} holds no kernel with the modules {', '.join(_ALL_MODULES)}")
 
 
 def _installed(root: Path) -> Iterator[Kernel]:
@@ -131,7 +136,7 @@ def _installed(root: Path) -> Iterator[Kernel]:
             if not (modules / "modules.dep").exists():
                 continue
             try:
-                kernel.module_files()
+                kernel.module_files(_ALL_MODULES)
             except GuestError:
                 continue  # for example a "cloud" flavour, which lacks e1000
             yield kernel
@@ -153,7 +158,7 @@ def _download(place: Path) -> None:
             # depmod runs when a kernel is installed, which this one is not.
             command(["depmod", "-b", str(modules.parents[2]), modules.name])
         for kernel in _installed(whole):
-            files = [kernel.image, *(kernel.modules / name for name in _INDEX_FILES), *kernel.module_files()]
+            files = [kernel.image, *(kernel.modules / name for name in _INDEX_FILES), *kernel.module_files(_ALL_MODULES)]
             for file in files:
                 target = kept / file.relative_to(whole)
                 target.parent.mkdir(parents=True, exist_ok=True)
