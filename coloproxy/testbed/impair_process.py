@@ -7,7 +7,7 @@ Ends are `packet:IF`, a packet socket on an interface that is there, or `tap:IF`
 commands from stdin, one JSON object a line, and answers each with a line on stdout; the first line on stdout says that
 both ends are open.  The end of stdin ends it.
 
-    {"set": {"to_right": {"loss": 0.01}, "to_left": {}}}      {"cut": true}      {"counters": true}
+    {"set": {"to_right": {"loss": 0.01}, "to_left": {}}}      {"cut": {"to_left": true}}      {"counters": true}
 
 Delays are as exact as epoll's timeout, a millisecond.  Its interfaces must not offload (namespace_net.set_offloads),
 unless with --vnet-hdr: then both ends carry frames behind 10 bytes of virtio-net header, as they come.
@@ -234,9 +234,8 @@ class RelayLoop:
         changes = {name: Impairment(**fields) for name, fields in command.get("set", {}).items()}
         for name, impairment in changes.items():
             self._directions[name].lane.set(impairment)
-        if "cut" in command:
-            for direction in self._directions.values():
-                direction.lane.set_cut(bool(command["cut"]))
+        for name, cut in command.get("cut", {}).items():
+            self._directions[name].lane.set_cut(bool(cut))
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -3,19 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import DeadlineError, NetworkError
 from .impair import CLEAN, Impairment, LaneCounters, as_dict
-from .process import in_namespace
-
-_ANSWER_SECONDS = 5.0
+from .json_child import JsonChild
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +24,8 @@ class RelayCounters:
 class Relay:
     """A child process that passes frames between two interfaces; dies with us."""
 
-    def __init__(self, name: str, child: asyncio.subprocess.Process) -> None:
-        self.name = name
+    def __init__(self, child: JsonChild) -> None:
         self._child = child
-        self._lock = asyncio.Lock()
 
     @classmethod
     async def start(
@@ -44,23 +35,14 @@ class Relay:
 
         Raises NetworkError with the child's own reason, or DeadlineError.
         """
-        # -P: the installed package, not a source tree that happens to be the working directory.
-        argv = [sys.executable, "-P", "-m", "coloproxy.testbed.impair_process"]
-        argv += ["--left", left, "--right", right, "--seed", str(seed), *(["--vnet-hdr"] if vnet_hdr else [])]
-        child = await asyncio.create_subprocess_exec(
-            *in_namespace(namespace, argv),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        relay = cls(name, child)
-        try:
-            await relay._answer()
-        except BaseException:
-            await relay.close()
-            raise
-        return relay
+        arguments = ["--left", left, "--right", right, "--seed", str(seed), *(["--vnet-hdr"] if vnet_hdr else [])]
+        module = "coloproxy.testbed.impair_process"
+        return cls(await JsonChild.start(f"the relay {name}", module, arguments, namespace))
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self._child.name
 
     @property
     def pid(self) -> int:
@@ -76,13 +58,14 @@ class Relay:
         """Change both directions."""
         return await self.set(to_right=impairment, to_left=impairment)
 
-    async def cut(self) -> RelayCounters:
-        """Cut the cable: what is on its way is lost too."""
-        return await self._command({"cut": True})
+    async def cut(self, *, to_right: bool = True, to_left: bool = True) -> RelayCounters:
+        """Cut the cable, or one direction of it: what is on its way there is lost too; the other one stays as it is."""
+        wanted = {"to_right": to_right, "to_left": to_left}
+        return await self._command({"cut": {name: True for name, cut in wanted.items() if cut}})
 
     async def mend(self) -> RelayCounters:
-        """Undo cut()."""
-        return await self._command({"cut": False})
+        """Undo cut(), of whatever direction."""
+        return await self._command({"cut": {"to_right": False, "to_left": False}})
 
     async def counters(self) -> RelayCounters:
         """Since the start."""
@@ -90,34 +73,11 @@ class Relay:
 
     async def close(self) -> None:
         """End the process and wait until it is gone."""
-        if self._child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
-        await asyncio.shield(self._child.wait())
+        await self._child.close()
 
     async def _command(self, command: Mapping[str, Any]) -> RelayCounters:
-        assert self._child.stdin is not None
-        async with self._lock:
-            with contextlib.suppress(ConnectionError):  # _answer() has the reason
-                self._child.stdin.write(json.dumps(command).encode() + b"\n")
-                await self._child.stdin.drain()
-            answer = await self._answer()
+        answer = await self._child.ask(command)
         counters = answer["counters"]
         return RelayCounters(
             LaneCounters(**counters["to_right"]), LaneCounters(**counters["to_left"]), sum(answer["errors"].values())
         )
-
-    async def _answer(self) -> dict[str, Any]:
-        assert self._child.stdout is not None and self._child.stderr is not None
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                line = await self._child.stdout.readline()
-                if not line:
-                    reason = (await self._child.stderr.read()).decode(errors="replace").strip()
-                    raise NetworkError(f"the relay {self.name} has ended: {reason[-2000:]}")
-        except TimeoutError as error:
-            raise DeadlineError(f"the relay {self.name} doesn't answer within {_ANSWER_SECONDS:g} s") from error
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise NetworkError(f"the relay {self.name} refuses: {answer['error']}")
-        return answer
