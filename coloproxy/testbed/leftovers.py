@@ -8,6 +8,7 @@ a pair that is never used twice between two boots; the next test bed removes tho
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -15,6 +16,9 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from .errors import TestbedError
+from .node_host import HostProcesses
 
 _PREFIX = "colotb"
 _NAME = re.compile(rf"{_PREFIX}-(?P<pid>\d+)-(?P<start>\d+)-\d+")
@@ -32,13 +36,24 @@ def remove_leftovers() -> list[str]:
     """Remove namespaces and scratch directories whose owner no longer runs; returns their names."""
     removed: list[str] = []
     for path in _abandoned(_NAMESPACES):
+        # A bed's processes die with it, but not a QEMU that was started to outlive the one who started it.
+        with contextlib.suppress(OSError, TestbedError):
+            HostProcesses(path.name).kill_now()
         done = subprocess.run(["ip", "netns", "delete", path.name], check=False, capture_output=True, timeout=10)
         if done.returncode == 0:
             removed.append(path.name)
     for path in _abandoned(Path(tempfile.gettempdir())):
+        remove_mounts(path)
         shutil.rmtree(path, ignore_errors=True)
         removed.append(str(path))
     return removed
+
+
+def remove_mounts(directory: Path) -> None:
+    """Unmount what is mounted below that directory (node_bed.NodeOptions.disk_mib)."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]  # proc(5)
+    for point in sorted((point for point in points if Path(directory) in Path(point).parents), reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True, timeout=10)
 
 
 def _abandoned(directory: Path) -> list[Path]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from .control_client import ask_control
 from .errors import DeadlineError, ProcessError
 from .guest_files import GUEST_IPV4, GUEST_IPV6, GUEST_MAC
 from .namespace_net import HOST_INTERFACE, VM_INTERFACE, Stack
@@ -26,7 +26,6 @@ from .services import ALL_SERVICES, Service
 TAP: Final = "tap0"
 _POLL_SECONDS: Final = 0.02
 _CTL_SECONDS: Final = 15.0
-_LONGEST_ANSWER: Final = 4 << 20
 _UP_SECONDS: Final = 15.0
 
 
@@ -70,21 +69,11 @@ class Proxy:
 
         Raises ProcessError if it is refused, DeadlineError.
         """
-        line = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
         try:
-            async with asyncio.timeout(_CTL_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(self.socket, limit=_LONGEST_ANSWER)
-                with contextlib.closing(writer):
-                    writer.write(line)
-                    answer: dict[str, Any] = json.loads(await reader.readline())
-        except TimeoutError as error:
-            raise DeadlineError(f"coloproxy ({self.role}): no answer to {command}") from error
-        except (OSError, ValueError) as error:
+            return await ask_control(self.socket, f"coloproxy ({self.role})", command, arguments)
+        except ProcessError:
             self.daemon.check()
-            raise ProcessError(f"coloproxy ({self.role}): {command}: {error}") from error
-        if "error" in answer:
-            raise ProcessError(f"coloproxy ({self.role}) refuses {command}: {answer['error']}")
-        return dict(answer["return"])
+            raise
 
     async def ctl(self, command: str, *options: str) -> dict[str, Any]:
         """`coloproxy ctl COMMAND --json` itself; its answer.  Raises ProcessError if it is refused."""
