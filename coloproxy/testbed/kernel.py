@@ -158,7 +158,11 @@ def _download(place: Path) -> None:
             # depmod runs when a kernel is installed, which this one is not.
             command(["depmod", "-b", str(modules.parents[2]), modules.name])
         for kernel in _installed(whole):
-            files = [kernel.image, *(kernel.modules / name for name in _INDEX_FILES), *kernel.module_files(_ALL_MODULES)]
+            files = [
+                kernel.image,
+                *(kernel.modules / name for name in _INDEX_FILES),
+                *kernel.module_files(_ALL_MODULES),
+            ]
             for file in files:
                 target = kept / file.relative_to(whole)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,7 @@ def _make_cables(made: NamespaceNetwork, kind: VmKind) -> None:
     if kind == "packet":
         for role, host in made.hosts.items():
             # Not up before it has its MAC: a proxy learns the VM's addresses from what it says.
-            _veth((host, HOST_INTERFACE, ""), (made.vms[role], VM_INTERFACE, _LATER))
+            veth((host, HOST_INTERFACE, ""), (made.vms[role], VM_INTERFACE, _LATER))
 
 
 _End = tuple[str, str, str]  # namespace, interface, what to set besides
@@ -204,15 +204,16 @@ _LATER = "later"  # for that: somebody else brings it up
 def _cable(made: NamespaceNetwork, place: Place, one: _End, other: _End) -> None:
     relay = made.relays.get(place)
     if relay is None:
-        _veth(one, other)
+        veth(one, other)
         return
-    _veth(one, (relay, RELAY_LEFT, ""))
-    _veth(other, (relay, RELAY_RIGHT, ""))
+    veth(one, (relay, RELAY_LEFT, ""))
+    veth(other, (relay, RELAY_RIGHT, ""))
     for namespace, interface in ((one[0], one[1]), (other[0], other[1]), (relay, RELAY_LEFT), (relay, RELAY_RIGHT)):
         set_offloads(namespace, interface, on=False)  # the relay passes frames as they were on a real wire
 
 
-def _veth(one: _End, other: _End) -> None:
+def veth(one: _End, other: _End) -> None:
+    """A cable between two namespaces; its ends are up unless they are said to be for later.  Raises NetworkError."""
     # Indices that differ: where both ends have the same, the kernel takes the pair for something else than a veth's two
     # ends, and lets up to a second pass before it believes in their carrier (linkwatch_urgent_event).
     index = next(_indices)

@@ -53,8 +53,8 @@ def pair_toml(directory: Path, file: PairFile, nic: Mapping[str, Any], vm: Mappi
     }
     lines = [f'name = "{PAIR}"']
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *_keys(table)]
-    lines += ["", "[[vm]]", *_keys({"name": VM, **(vm or {})}), "", "[[vm.nic]]", *_keys(nic)]
+        lines += ["", f"[{name}]", *toml_keys(table)]
+    lines += ["", "[[vm]]", *toml_keys({"name": VM, **(vm or {})}), "", "[[vm.nic]]", *toml_keys(nic)]
     path = directory / "pair.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -70,7 +70,8 @@ def journal_file(directory: Path, role: Role) -> Path:
     return directory / f"events-{role}.jsonl"
 
 
-def _keys(table: Mapping[str, Any]) -> list[str]:
+def toml_keys(table: Mapping[str, Any]) -> list[str]:
+    """A line a key; tables within it are written inline."""
     return [f"{key} = {_toml(value)}" for key, value in table.items()]
 
 

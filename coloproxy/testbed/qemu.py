@@ -131,21 +131,30 @@ def secondary_command(options: MachineOptions, sockets: Sockets) -> list[str]:
     ]
 
 
-def _machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]:
-    guest, acceleration = options.guest, options.acceleration
-    argv = [QEMU, "-name", f"colo-{role}", "-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-machine", "pc", "-accel", acceleration.name, "-smp", "1", "-m", f"{acceleration.ram_kib}k"]
+def guest_options(guest: Guest, acceleration: Acceleration, host_name: str) -> list[str]:
+    """What makes the guest the machine that it is: nothing of disks, network cards, monitors and the console.
+
+    *host_name*: what the guest reads of the host it runs on (HOST_NAME_KEY).
+    """
+    argv = ["-machine", "pc", "-smp", "1", "-m", f"{acceleration.ram_kib}k"]
     # RDRAND fills the guest's random generator at once; else its first reader waits a second for entropy.
     argv += ["-cpu", "host" if acceleration.name == "kvm" else "qemu64,+rdrand"]
     argv += ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", _KERNEL_COMMAND_LINE]
-    argv += ["-fw_cfg", f"name={HOST_NAME_KEY},string={HOST_NAMES[role]}"]
-    argv += ["-chardev", f"file,id=console,path={sockets.console}", "-serial", "chardev:console"]
-    for path in (sockets.control, sockets.oob):
-        argv += ["-qmp", f"unix:{path},server=on,wait=off"]
+    argv += ["-fw_cfg", f"name={HOST_NAME_KEY},string={host_name}"]
     # No negotiation of the e1000's speed: with it, the link comes up two seconds later.
     argv += ["-global", "e1000.autonegotiation=off"]
     # No option ROM: nobody boots from the network, and it isn't installed everywhere.
     argv += ["-global", "e1000.romfile=", "-global", "virtio-net-pci.romfile="]
+    return argv
+
+
+def _machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]:
+    guest, acceleration = options.guest, options.acceleration
+    argv = [QEMU, "-name", f"colo-{role}", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-accel", acceleration.name, *guest_options(guest, acceleration, HOST_NAMES[role])]
+    argv += ["-chardev", f"file,id=console,path={sockets.console}", "-serial", "chardev:console"]
+    for path in (sockets.control, sockets.oob):
+        argv += ["-qmp", f"unix:{path},server=on,wait=off"]
     return argv
 
 
