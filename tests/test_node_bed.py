@@ -13,6 +13,7 @@ import tomllib
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -21,11 +22,13 @@ from coloproxy.testbed.guest import large_file
 from coloproxy.testbed.impair import Impairment
 from coloproxy.testbed.leftovers import remove_leftovers
 from coloproxy.testbed.node_bed import ARBITER_PROGRAMS, NodeBed, NodeOptions, start_plain_vm
+from coloproxy.testbed.node_cycle import Cycle, Deadlines, Death, Load, Victim, plan, run_cycle, summary
 from coloproxy.testbed.node_guest import LARGE_PATH, LOG_DIRECTORY, PROGRAMS, make_disk, program
 from coloproxy.testbed.node_host import HostProcesses
 from coloproxy.testbed.node_net import CLIENT_ADDRESSES, HOSTS, LINK_ADDRESSES, Cable, Host, other
 from coloproxy.testbed.node_owner import Ownership, Seen
 from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_traffic import Kept
 from coloproxy.testbed.node_verify import examine_log, problems, record, verify
 from coloproxy.testbed.process import run
 from coloproxy.testbed.requirements import missing
@@ -39,8 +42,9 @@ bed_test = pytest.mark.parametrize("_", [pytest.param(None, marks=e2e, id="bed")
 
 # ---------------------------------------------------------------------- who owned the guest
 
-A, B = "a", "b"
-RUNS: list[tuple[str, float, list[tuple[Host, float]], list[Host], int]] = [
+A: Final[Host] = "a"
+B: Final[Host] = "b"
+RUNS: Final[list[tuple[str, float, list[tuple[Host, float]], list[Host], int]]] = [
     ("nobody", 0.0, [], [], 0),
     ("one", 0.0, [(A, 1.0), (A, 2.0)], [A], 0),
     ("a takeover", 0.0, [(A, 1.0), (A, 2.0), (B, 2.5), (B, 3.0)], [A, B], 0),
@@ -539,7 +543,115 @@ async def answered(bed: NodeBed, hosts: Sequence[Host], count: int = 3, deadline
             await asyncio.sleep(0.02)
 
 
-def test_cycles_tool_reports(tmp_path: Path) -> None:
+# ---------------------------------------------------------------------- cycles
+
+WATCHING_NODE = """
+import json, os, socket, sys, threading, tomllib
+_, _, file, _, host = sys.argv  # -c FILE --host HOST
+config = tomllib.loads(open(file).read())
+path = config["control"]["socket"][host]
+peer_address = config["link"]["b" if host == "a" else "a"].partition(":")[0]
+
+def alive():
+    server = socket.create_server(("0.0.0.0", 7000))
+    while True:
+        peer, _ = server.accept()
+        with peer:
+            peer.sendall(b"x")
+
+def state():
+    if host == "b":
+        return "standby"
+    try:
+        with socket.create_connection((peer_address, 7000), timeout=0.3) as peer:
+            return "protected" if peer.recv(1) else "alone"
+    except OSError:
+        return "alone"
+
+threading.Thread(target=alive, daemon=True).start()
+if os.path.exists(path):
+    os.unlink(path)
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(path)
+    server.listen()
+    while True:
+        peer, _ = server.accept()
+        with peer, peer.makefile("rw") as file:
+            json.loads(file.readline())
+            file.write(json.dumps({"return": {"state": state()}}) + "\\n")
+"""
+
+
+@bed_test
+async def test_cycles_in_which_the_secondary_dies(_: None) -> None:
+    """The node is one of a few lines that only looks whether the other is there; the VM is nobody's but the bed's."""
+    options = NodeOptions(command=(sys.executable, "-c", WATCHING_NODE), large_bytes=16_000_000)
+    deaths: tuple[Death, ...] = ("kill", "stop", "cut", "link")
+    load = Load(upload_bytes=5_000_000)
+    async with NodeBed(options) as bed:
+        await start_plain_vm(bed, "a")
+        await bed.serves()
+        for host in HOSTS:
+            await bed.start_node(host)
+        log = await bed.write_log("cycles")
+        cycles = [
+            await run_cycle(bed, log, number, death, "secondary", load=load)
+            for number, death in enumerate(deaths, start=1)
+        ]
+        assert [(cycle.primary, cycle.survivor, cycle.faults) for cycle in cycles] == [("a", "a", ())] * 4
+        assert all(len(cycle.stalls) == 2 for cycle in cycles)
+        counted = await log.end(30)
+        # What can go wrong is told: here the VM is lost.
+        await bed.kill_host("b")
+        bed.kill_qemu("a")
+        await bed.start_node("b")
+        with pytest.raises((DeadlineError, ProcessError)):
+            await run_cycle(bed, log, 5, "kill", "secondary", load=load, deadlines=Deadlines(record=1.0))
+        assert (await bed.verify("a", [counted])).intact
+
+
+def cycle(number: int, death: Death, victim: Victim, stall: float, *, kept: bool = True) -> Cycle:
+    transfers = (Kept("download", kept, stall, ""), Kept("upload", True, 2 * stall, ""))
+    return Cycle(
+        number=number,
+        death=death,
+        victim=victim,
+        primary="a",
+        survivor="b",
+        transfers=transfers,
+        record_stall=stall,
+        alone_seconds=0.5,
+        protected_seconds=9.0,
+    )
+
+
+def test_each_kind_of_death_comes_to_each_victim() -> None:
+    planned = [plan(["kill", "cut"], number) for number in range(1, 6)]
+    assert planned == [
+        ("kill", "primary"),
+        ("kill", "secondary"),
+        ("cut", "primary"),
+        ("cut", "secondary"),
+        ("kill", "primary"),
+    ]
+
+
+def test_the_summary_of_cycles() -> None:
+    said = summary(
+        [
+            cycle(1, "kill", "primary", 0.1),
+            cycle(2, "kill", "secondary", 0.2),
+            cycle(3, "kill", "primary", 0.4, kept=False),
+        ]
+    )
+    assert list(said) == ["kill primary", "kill secondary"]
+    # 0.1 and 0.2, and of the third only the upload, 0.8: what was lost has no stall
+    assert said["kill primary"]["stalls"] == {"count": 3, "min": 0.1, "median": 0.2, "max": 0.8}
+    assert said["kill secondary"]["alone_seconds"] == {"count": 1, "min": 0.5, "median": 0.5, "max": 0.5}
+    assert summary([]) == {}
+
+
+def test_cycles_tool_says_how_it_is_used() -> None:
     tool = Path(__file__).parent.parent / "tools" / "node_cycles.py"
     done = subprocess.run([sys.executable, "-P", str(tool), "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--death" in done.stdout

@@ -210,11 +210,27 @@ class NodeBed:
         assert state is not None
         return state
 
+    async def states(self) -> dict[Host, str | None]:
+        """Of both."""
+        return dict(zip(HOSTS, await asyncio.gather(*map(self.state, HOSTS)), strict=True))
+
+    async def until_alone(self, deadline: float = 60.0) -> Host:
+        """Until one of them, whichever, is `alone`; which.  Raises DeadlineError."""
+        until = time.monotonic() + deadline
+        while True:
+            states = await self.states()
+            for host, state in states.items():
+                if state == "alone":
+                    return host
+            if time.monotonic() >= until:
+                raise DeadlineError(f"nobody is alone after {deadline:g} s: {states}")
+            await asyncio.sleep(_POLL_SECONDS)
+
     async def protected(self, deadline: float = 120.0) -> Host:
         """Until one host is `protected` and the other `standby`; returns the one.  Raises DeadlineError."""
         until = time.monotonic() + deadline
         while True:
-            states = {host: await self.state(host) for host in HOSTS}
+            states = await self.states()
             for host in HOSTS:
                 if (states[host], states[other(host)]) == ("protected", "standby"):
                     return host

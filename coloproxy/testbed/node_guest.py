@@ -25,6 +25,8 @@ from .kernel import DISK_MODULES, find_kernel, read_module
 LOG_PORT: Final = 7777
 LOG_DIRECTORY: Final = "log"
 """On the disk."""
+LOG_PATH: Final = "/log"
+"""Of the web server: the logs, as the guest has them."""
 LARGE_PATH: Final = "/disk/large.bin"
 """Of the web server; the file is on the disk."""
 LARGE_FILE: Final = "www/large.bin"
@@ -48,6 +50,7 @@ done < /{_MODULES}/order
 mkdir /disk
 if mount -t ext4 -o noatime /dev/vda /disk; then
     nc -ll -p {LOG_PORT} -e /writelog &
+    ln -s /disk/{LOG_DIRECTORY} /www/log
     ln -s /disk/www /www/disk
 else
     echo "{DISK_FAILED}"
