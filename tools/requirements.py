@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from coloproxy.testbed.node_guest import PROGRAMS as NODE_PROGRAMS
 from coloproxy.testbed.server_programs import PROGRAMS as SERVER_PROGRAMS
 
 _PROGRAMS: Final = {
     **{program: program for program in ("clang", "cpio", "tcpdump", "valgrind")},
     **SERVER_PROGRAMS,
+    **NODE_PROGRAMS,
 }
 
 

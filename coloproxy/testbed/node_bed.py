@@ -51,6 +51,7 @@ from .node_net import (
     node_network,
     other,
 )
+from .node_supervisor import Supervisor
 from .node_toml import NodeFile, NodePaths, node_toml
 from .node_traffic import Traffic, WriteLog
 from .node_verify import DiskFindings, verify
@@ -58,17 +59,14 @@ from .node_watch import OwnerWatch
 from .process import Daemon, run
 from .qemu import Nic, guest_options
 from .relay import Relay
+from .server_programs import etcd_program
 from .tcg import QEMU, Acceleration, choose_acceleration
 
 ETCD_PORT: Final = 2379
-ARBITER_PROGRAMS: Final = {"etcd": "etcd-server"}
-"""Programs that NodeOptions.arbiter asks for, each with its Debian package."""
 
 _ETCD_PEER_PORT: Final = 2380
 _POLL_SECONDS: Final = 0.02
 _STATUS_SECONDS: Final = 2.0
-_FOREVER: Final = 1e9
-_MOST_RESTARTS: Final = 100
 _GUEST_NAMES: Final[Mapping[Host, str]] = {"a": "host-a", "b": "host-b"}
 
 
@@ -102,17 +100,6 @@ class NodeOptions:
     """Copy all logs, journals and configuration into this directory in the end."""
 
 
-@dataclass(slots=True)
-class _Node:
-    """A host's node, as its supervisor knows it."""
-
-    starts: int = 0
-    daemon: Daemon | None = None
-    supervisor: asyncio.Task[None] | None = None
-    ends: list[int] = field(default_factory=list)
-    """Exit statuses, negative signal numbers."""
-
-
 class NodeBed:
     """See the module.
 
@@ -138,8 +125,7 @@ class NodeBed:
     def __init__(self, options: NodeOptions) -> None:
         self.options = options
         self._stack = contextlib.AsyncExitStack()
-        self._nodes: dict[Host, _Node] = {host: _Node() for host in HOSTS}
-        self._logs: list[WriteLog] = []
+        self._supervisors: dict[Host, Supervisor] = {}
         self._started = 0
         self.arbiter = None
 
@@ -160,31 +146,23 @@ class NodeBed:
 
     async def start_node(self, host: Host, *, supervised: bool = True) -> None:
         """Start that host's node; *supervised*: again whenever it ends, until the host itself is gone."""
-        node = self._nodes[host]
-        if node.daemon is not None and node.daemon.running:
-            raise ProcessError(f"host {host} has a node already, pid {node.daemon.pid}")
-        self._mark(host).unlink(missing_ok=True)
-        await self._launch(host)
-        if supervised:
-            node.supervisor = asyncio.create_task(self._supervise(host))
+        await self._supervisors[host].start(supervised=supervised)
 
     async def stop_node(self, host: Host, grace: float = 10.0) -> None:
         """SIGTERM to the node, and no other after it; what it started may live on.  SIGKILL after *grace* seconds."""
-        await self._unsupervise(host)
-        daemon = self._nodes[host].daemon
-        if daemon is not None:
-            await daemon.stop(grace)
+        await self._supervisors[host].let_go()
+        await self.node(host).stop(grace)
 
     def node(self, host: Host) -> Daemon:
         """The node that runs there, or ran last.  Raises ProcessError if there was none."""
-        daemon = self._nodes[host].daemon
+        daemon = self._supervisors[host].daemon
         if daemon is None:
             raise ProcessError(f"host {host} has had no node yet")
         return daemon
 
     def ends(self, host: Host) -> Sequence[int]:
         """How that host's nodes have ended under the supervisor: exit statuses, negative signal numbers."""
-        return tuple(self._nodes[host].ends)
+        return tuple(self._supervisors[host].ends)
 
     async def ask(self, host: Host, command: str, *, deadline: float = 15.0, **arguments: Any) -> dict[str, Any]:
         """As `coloproxy ctl` does.  Raises ProcessError if it is refused or there is no node, DeadlineError."""
@@ -245,7 +223,7 @@ class NodeBed:
 
         Its kernel says goodbye on its TCP connections, unless the host is to *vanish*: its cables go first.
         """
-        await self._unsupervise(host)
+        await self._supervisors[host].let_go()
         if vanish:
             self.black_out(host)
         at = time.monotonic()
@@ -329,7 +307,8 @@ class NodeBed:
         if self.network.arbiter is None:
             raise NetworkError("this bed has no arbiter")
         self._started += 1
-        argv = ["etcd", "--name", "arbiter", "--data-dir", str(self.directory / "etcd")]
+        etcd = await asyncio.to_thread(etcd_program)
+        argv = [str(etcd), "--name", "arbiter", "--data-dir", str(self.directory / "etcd")]
         argv += ["--listen-client-urls", f"http://0.0.0.0:{ETCD_PORT}"]
         argv += ["--advertise-client-urls", f"http://{ARBITER_ADDRESSES['a']}:{ETCD_PORT}"]
         peer = f"http://127.0.0.1:{_ETCD_PEER_PORT}"
@@ -434,6 +413,8 @@ class NodeBed:
         self.hosts = {host: NodePaths(directory=self.directory / host) for host in HOSTS}
         await self._make_directories()
         self.network = self._stack.enter_context(node_network(name, arbiter=options.arbiter, impaired=options.impaired))
+        self.config = self.directory / "pair.toml"
+        self._supervisors = {host: self._supervisor(host) for host in HOSTS}
         self.processes = {host: HostProcesses(namespace) for host, namespace in self.network.hosts.items()}
         self._stack.push_async_callback(self._end_hosts)
         relays: dict[Wire, Relay] = {}
@@ -448,7 +429,6 @@ class NodeBed:
         self._stack.push_async_callback(self.client.close)
         self.watch = await OwnerWatch.start(self.network, interval=options.watch_interval)
         self._stack.push_async_callback(self.watch.close)
-        self.config = self.directory / "pair.toml"
         node_toml(
             self.config,
             options.file,
@@ -475,38 +455,24 @@ class NodeBed:
         for host in sorted(options.images):
             await asyncio.to_thread(shutil.copyfile, self.disk.path, self.hosts[host].image)
 
-    async def _launch(self, host: Host) -> None:
-        node = self._nodes[host]
-        node.starts += 1
-        argv = [*self.options.command, "-c", str(self.config), "--host", host]
-        log = self.directory / f"coloproxy-{host}.log"  # not in the host's file system, which may be full
-        node.daemon = await Daemon.start(f"coloproxy node ({host})", argv, log, namespace=self.network.hosts[host])
-
-    async def _supervise(self, host: Host) -> None:
-        node = self._nodes[host]
-        while node.starts < _MOST_RESTARTS:
-            node.ends.append(await self.node(host).wait(_FOREVER))
-            await asyncio.sleep(self.options.restart_seconds)
-            if self._mark(host).exists():
-                return
-            await self._launch(host)
-
-    async def _unsupervise(self, host: Host) -> None:
-        supervisor = self._nodes[host].supervisor
-        if supervisor is not None:
-            supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await supervisor
-            self._nodes[host].supervisor = None
+    def _supervisor(self, host: Host) -> Supervisor:
+        return Supervisor(
+            f"coloproxy node ({host})",
+            [*self.options.command, "-c", str(self.config), "--host", host],
+            namespace=self.network.hosts[host],
+            log=self.directory / f"coloproxy-{host}.log",  # not in the host's file system, which may be full
+            mark=self._mark(host),
+            restart_seconds=self.options.restart_seconds,
+        )
 
     async def _reap(self, host: Host) -> None:
-        daemon = self._nodes[host].daemon
+        daemon = self._supervisors[host].daemon
         if daemon is not None:
             await daemon.kill()
 
     async def _end_hosts(self) -> None:
         for host in HOSTS:
-            await self._unsupervise(host)
+            await self._supervisors[host].let_go()
         for host in HOSTS:
             await self.processes[host].kill()
             await self._reap(host)

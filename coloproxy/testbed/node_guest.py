@@ -33,7 +33,11 @@ LARGE_FILE: Final = "www/large.bin"
 """The same, on the disk."""
 SMALL_PATH: Final = "/disk/small.txt"
 SMALL_FILE: Final = "www/small.txt"
-PROGRAMS: Final = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs", "qemu-img": "qemu-utils"}
+PROGRAMS: Final = {
+    **dict.fromkeys(("mkfs.ext4", "e2fsck", "debugfs"), "e2fsprogs"),
+    "qemu-img": "qemu-utils",
+    "ethtool": "ethtool",
+}
 """Programs that must be installed here besides those of every test bed, each with its Debian package."""
 
 DISK_FAILED: Final = "start: no disk"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that run in a VM's namespace: nginx, OpenSSH, dnsmasq, from Debian's packages but not installed.
+"""Servers from Debian's packages but not installed: of a VM nginx, OpenSSH, dnsmasq; of an arbiter etcd.
 
 Installing them would start servers on this machine, or enable them for its next boot; so their packages, and those
 that they need and this machine lacks, are unpacked into the cache.
@@ -11,6 +11,7 @@ import contextlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ PROGRAMS = {
 
 _PACKAGES = ("nginx", "libnginx-mod-http-headers-more-filter", "openssh-server", "dnsmasq-base")
 _DIRECTORY = "server-packages"
+_ETCD_PACKAGE = "etcd-server"  # needs nothing but the C library
+_ETCD_DIRECTORY = "etcd-package"
 _TO_INSTALL = re.compile(r"^Inst (\S+)", re.MULTILINE)
 
 
@@ -69,18 +72,15 @@ class ServerPrograms:
 
 def server_programs(cache: Path | None = None) -> ServerPrograms:
     """From the cache; blocks, and downloads them the first time.  Raises GuestError."""
-    cache = cache or cache_directory()
-    place = cache / _DIRECTORY
-    if not place.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="downloading-", dir=cache) as scratch:
-            whole = Path(scratch) / "whole"
-            whole.mkdir()
-            for package in _wanted():
-                unpack_package(package, whole)
-            with contextlib.suppress(OSError):  # somebody else was quicker
-                whole.rename(place)
-    return ServerPrograms(place)
+    return ServerPrograms(_unpacked(cache or cache_directory(), _DIRECTORY, _wanted))
+
+
+def etcd_program(cache: Path | None = None) -> Path:
+    """etcd: this machine's, else the cache's; blocks, and downloads it the first time.  Raises GuestError."""
+    installed = shutil.which("etcd")
+    if installed is not None:
+        return Path(installed)
+    return _unpacked(cache or cache_directory(), _ETCD_DIRECTORY, lambda: [_ETCD_PACKAGE]) / "usr/bin/etcd"
 
 
 def copy_programs(programs: ServerPrograms, into: Path) -> ServerPrograms:
@@ -88,6 +88,20 @@ def copy_programs(programs: ServerPrograms, into: Path) -> ServerPrograms:
     for part in ("usr/sbin", "usr/lib"):
         shutil.copytree(programs.root / part, into / part, symlinks=True)
     return ServerPrograms(into)
+
+
+def _unpacked(cache: Path, name: str, packages: Callable[[], Sequence[str]]) -> Path:
+    place = cache / name
+    if not place.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="downloading-", dir=cache) as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            for package in packages():
+                unpack_package(package, whole)
+            with contextlib.suppress(OSError):  # somebody else was quicker
+                whole.rename(place)
+    return place
 
 
 def _wanted() -> list[str]:
