@@ -276,7 +276,7 @@ class NodeBed:
         return at
 
     def kill_qemu(self, host: Host, number: signal.Signals = signal.SIGKILL) -> list[int]:
-        """That signal to the QEMU there; returns its process id, or those of several, or none."""
+        """That signal to the QEMU there; returns its process id, or those of several, or none.  Doesn't wait."""
         pids = self.qemu_pids(host)
         self.processes[host].signal(number, pids)
         return pids

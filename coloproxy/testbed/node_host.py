@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from .errors import DeadlineError, ProcessError
 
@@ -58,27 +59,21 @@ class HostProcesses:
     def kill_now(self, deadline: float = _DEADLINE_SECONDS) -> list[int]:
         """kill(), for those who can't await."""
         until = time.monotonic() + deadline
-        seen: set[int] = set()
-        while pids := self.pids():
-            seen.update(pids)
-            self.signal(signal.SIGKILL, pids)
-            if time.monotonic() >= until:
-                raise DeadlineError(f"{self.namespace}: {pids} outlive SIGKILL by {deadline:g} s")
-            time.sleep(_POLL_SECONDS)
-        return sorted(seen)
+        with _Killing(self) as killing:
+            while not killing.done():
+                if time.monotonic() >= until:
+                    raise DeadlineError(f"{self.namespace}: {self.pids()} outlive SIGKILL by {deadline:g} s")
+                time.sleep(_POLL_SECONDS)
+            return sorted(killing.victims)
 
     async def kill(self, deadline: float = _DEADLINE_SECONDS) -> list[int]:
-        """SIGKILL to all, until none is left; returns whom it met.  Raises DeadlineError."""
-        seen: set[int] = set()
+        """SIGKILL to all, until none is left and what they had open is closed; returns whom it met.
 
-        def gone() -> bool:
-            pids = self.pids()
-            seen.update(pids)
-            self.signal(signal.SIGKILL, pids)
-            return not pids
-
-        await _until(gone, f"{self.namespace}: processes outlive SIGKILL", deadline)
-        return sorted(seen)
+        Raises DeadlineError.
+        """
+        with _Killing(self) as killing:
+            await _until(killing.done, f"{self.namespace}: processes outlive SIGKILL", deadline)
+            return sorted(killing.victims)
 
     async def freeze(self, deadline: float = _DEADLINE_SECONDS) -> list[int]:
         """SIGSTOP to all, until all stand still, what they started meanwhile included.  Raises DeadlineError."""
@@ -99,6 +94,42 @@ class HostProcesses:
         with contextlib.suppress(OSError):
             return str(Path(f"/proc/{pid}/ns/net").readlink()) == f"net:[{self._inode}]"
         return False
+
+
+class _Killing:
+    """The end of all processes of a namespace.
+
+    One that ends leaves its namespace while other threads of it may still hold its files; so each is watched by a pidfd
+    until all of it is gone.
+    """
+
+    def __init__(self, processes: HostProcesses) -> None:
+        self.victims: dict[int, int] = {}
+        """Their pidfds."""
+        self._processes = processes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self.victims.values():
+            os.close(fd)
+
+    def done(self) -> bool:
+        """Kills those that are there; True if nobody is, and all that were are gone."""
+        pids = self._processes.pids()
+        for pid in pids:
+            if pid not in self.victims:
+                with contextlib.suppress(ProcessLookupError):
+                    self.victims[pid] = os.pidfd_open(pid)
+        self._processes.signal(signal.SIGKILL, pids)
+        return not pids and all(_is_over(fd) for fd in self.victims.values())
+
+
+def _is_over(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _until(done: Callable[[], bool], what: str, deadline: float) -> None:
