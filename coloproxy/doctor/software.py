@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from coloproxy.testbed.errors import RequirementError
+from coloproxy.errors import VmmError
 from coloproxy.vmm.acceleration import find_shim
 
 from .check import Finding, Subject, check, fail, ok, warn
@@ -46,7 +46,7 @@ def judge_versions(
 def shim(subject: Subject) -> Iterator[Finding]:
     try:
         yield ok(f"{find_shim().name} is there")
-    except RequirementError as error:
+    except VmmError as error:
         compiler = shutil.which("cc") or shutil.which("gcc")
         yield warn(
             str(error), "only needed without KVM" if compiler else "only needed without KVM; there is no C compiler"
