@@ -821,7 +821,9 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_the_documents_offsets() -> None:
-    rows = [(int(at), int(size)) for at, size in re.findall(r"^\| (\d+) \| (\d+) \| ", DOCUMENT, re.MULTILINE)]
+    table = DOCUMENT.partition("\n## The message\n")[2]
+    rows = [(int(at), int(size)) for at, size in re.findall(r"^\| (\d+) \| (\d+) \| ", table, re.MULTILINE)]
+    assert rows
     assert [at for at, _ in rows] == [sum(size for _, size in rows[:i]) for i in range(len(rows))]
     (state,) = (int(at) for at in re.findall(r"^\| (\d+) \| 0 to 1024 \| state", DOCUMENT, re.MULTILINE))
     assert state == sum(size for _, size in rows)
