@@ -19,6 +19,7 @@ from typing import Any
 
 from . import redirector
 from .address import PeerSource
+from .checkpoint_pacer import Pacer, activity_of
 from .command_guide import CommandGuide
 from .engine import Engine
 from .engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
@@ -65,6 +66,9 @@ class Compare:
         self._notify: NotifyPort | None = None
         self._notify_source: PeerSource | None = None
         self._guide, self._qmp_guide = self._make_guide()
+        self._pacer = Pacer(
+            options.policy, lambda: activity_of(self._engine.counters()), lambda cause: self._guide.want(cause)
+        )
 
     def _make_guide(self) -> tuple[Guide, QmpGuide | None]:
         options = self._options
@@ -120,6 +124,7 @@ class Compare:
             log.warning("no --qmp: %s; comparing begins when the secondary connects", what)
 
     async def _end(self, tasks: list[asyncio.Task[None]], stats: Stats) -> None:
+        self._pacer.rest()
         for task in [*tasks, *self._peers, *([self._reviving] if self._reviving is not None else [])]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):  # told by _spawn
@@ -169,6 +174,7 @@ class Compare:
     def _replace_engine(self) -> None:
         """The primary's QEMU has died: what it said and what was held of it must never reach a client (R1)."""
         self._primary_lost = False
+        self._pacer.rest()
         held = self._engine.counters().comparator.held_frames[0]
         text = f"the primary is gone: {held} held frames of it are void; waiting for the next primary"
         log.warning("%s", text)
@@ -292,6 +298,7 @@ class Compare:
     def _tell(self, report: Report) -> None:
         log.log(report.level, "%s", report)
         self._journal.report(report)
+        self._pacer.on_report(report)
         # QMP lost: the primary's socket may have been lost before
         asyncio.get_running_loop().call_soon(self._look_after_primary)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .address import Address
 from .checkpoint_actions import ON_DEMAND_ONLY, Timing
+from .checkpoint_policy import PolicyOptions
 from .command_guide import CommandOptions
 from .engine import Engine
 from .errors import MisuseError
@@ -41,6 +42,7 @@ class CompareOptions:
     keep_gap: bool = False
     rules: Rules = NO_RULES
     timing: Timing = field(default_factory=Timing)
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
     out_redirector: str = "auto"
     stats_interval_s: float | None = None
     json_events: str | None = None
@@ -64,6 +66,8 @@ class CompareOptions:
             if self.keep_gap:
                 raise MisuseError("--keep-gap: not with --checkpoint-command, at whose commit both VMs stand still")
             self.checkpoint_command.check()
+        elif self.qmp is None and self.notify_dev is None and not self.policy.is_idle:
+            raise MisuseError("--checkpoint-policy adaptive needs --qmp, --checkpoint-command or --notify-dev")
         places: dict[str, str] = {}
         for option, address in (
             ("--primary-in", self.primary_in),

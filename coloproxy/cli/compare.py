@@ -7,6 +7,7 @@ import asyncio
 import logging
 import shlex
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from coloproxy.address import Address, parse_address
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
+from coloproxy.checkpoint_policy import PolicyOptions
 from coloproxy.cli.app import FAILED, USAGE, app
 from coloproxy.cli.comparison import (
     RULES,
@@ -78,6 +80,14 @@ With virtio-net: vnet_hdr_support=on on every filter, and --vnet-hdr-support her
 
 [bold]Exit status[/bold]: 0 ended by SIGINT or SIGTERM, 1 failed, 2 wrong usage.
 """
+
+
+class Policy(StrEnum):
+    """--checkpoint-policy."""
+
+    FIXED = "fixed"
+    ADAPTIVE = "adaptive"
+
 
 SOCKETS, CHECKPOINTS, OUTPUT = "Sockets", "Checkpoints", "Output"
 RECORDING = "Recording"
@@ -220,6 +230,33 @@ def compare(
             "time.",
         ),
     ] = 20,
+    checkpoint_policy: Annotated[
+        Policy,
+        typer.Option(
+            rich_help_panel=CHECKPOINTS,
+            help="adaptive: also a checkpoint when the network is quiet and many pages are dirty, so that the next one "
+            "that a client waits for is short. See docs/checkpoints.md.",
+        ),
+    ] = Policy.FIXED,
+    checkpoint_quiet: Annotated[
+        int,
+        typer.Option(
+            metavar="MS",
+            min=1,
+            rich_help_panel=CHECKPOINTS,
+            help="adaptive: the network is quiet when neither VM has sent a frame for so long, and none is held.",
+        ),
+    ] = 20,
+    checkpoint_budget: Annotated[
+        int,
+        typer.Option(
+            metavar="PERCENT",
+            min=1,
+            max=50,
+            rich_help_panel=CHECKPOINTS,
+            help="adaptive: of the time, that the VMs may stand still for such checkpoints.",
+        ),
+    ] = 5,
     qmp_deadline: Annotated[
         float,
         typer.Option(
@@ -346,6 +383,12 @@ def compare(
                 min_interval=min_checkpoint_interval * 1_000_000,
                 deadline=round(qmp_deadline * 1e9),
                 patience=qmp_patience,
+            ),
+            policy=PolicyOptions(
+                checkpoint_policy.value,
+                min_interval=min_checkpoint_interval * 1_000_000,
+                quiet=checkpoint_quiet * 1_000_000,
+                budget=checkpoint_budget,
             ),
             out_redirector=out_redirector,
             stats_interval_s=stats_interval,

@@ -20,6 +20,7 @@ from pydantic import Field, PrivateAttr, StrictBool
 from coloproxy._native import ffi, lib
 from coloproxy.address import Address
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
+from coloproxy.checkpoint_policy import PolicyOptions
 from coloproxy.config import ComparatorOptions
 from coloproxy.path.path import NICS_MAX, QUEUES_MAX
 from coloproxy.recording import RecordOptions, RingOptions
@@ -167,6 +168,19 @@ class Checkpoint(Table):
     min_interval: Annotated[int, Duration(0, 3600 * SECOND)] = Field(
         default=Timing().min_interval, description="From a commit to the next request."
     )
+    policy: Literal["fixed", "adaptive"] = Field(
+        default="fixed",
+        description="fixed: when the VMs differ, and by period. adaptive: also when the network is quiet and many "
+        "pages are dirty, so that the next one that a client waits for is short; see docs/checkpoints.md.",
+    )
+    quiet: Annotated[int, Duration(MS, 60 * SECOND)] = Field(
+        default=PolicyOptions().quiet,
+        description="adaptive: the network is quiet when neither VM has sent a frame for so long, and none is held.",
+    )
+    budget: Annotated[int, Count(1, 50)] = Field(
+        default=PolicyOptions().budget,
+        description="adaptive: percent of the time that the VMs may stand still for such checkpoints.",
+    )
     qmp_deadline: Annotated[int, Duration(50 * MS, 600 * SECOND)] = Field(
         default=Timing().deadline, description="qmp: QEMU should have answered by then."
     )
@@ -185,9 +199,21 @@ class Checkpoint(Table):
         if self.back_end != "qmp":
             yield from self._only_with(("qmp_deadline", "qmp_patience"), 'back_end = "qmp"')
         if self.back_end == "none":
-            yield from self._only_with(("period", "min_interval"), "a back end that can make checkpoints")
+            yield from self._only_with(("period", "min_interval", "policy"), "a back end that can make checkpoints")
+        if self.policy != "adaptive":
+            yield from self._only_with(("quiet", "budget"), 'policy = "adaptive"')
         if self.period % MS:
             yield ("period",), "must be whole milliseconds"
+
+    def pacing(self) -> PolicyOptions:
+        """For the checkpoint policy. With QMP the period is QEMU's own."""
+        return PolicyOptions(
+            mode="fixed" if self.back_end == "none" else self.policy,
+            period=self.period if self.back_end == "command" else 0,
+            min_interval=self.min_interval,
+            quiet=self.quiet,
+            budget=self.budget,
+        )
 
     def timing(self) -> Timing:
         """For the checkpoint controller."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from coloproxy.causes import kind_of
+from coloproxy.checkpoint_pacer import Pacer, activity_of
 from coloproxy.command_guide import CommandGuide, CommandOptions
 from coloproxy.comparator import Counters
 from coloproxy.engine import Engine
@@ -102,6 +103,11 @@ class PrimaryVm(RunningVm):
         self._engine = self._make_engine(again=False)
         self._epochs = _Epochs(self, self._engine)
         self._guide, self._qmp = self._make_guide()
+        self._pacer = Pacer(
+            pair.checkpoint.pacing(),
+            lambda: activity_of(self._engine.counters()),
+            lambda cause: self._guide.want(cause),
+        )
         self.dialer: Dialer | None = None
         self._dialing: asyncio.Task[None] | None = None
         self._token_stops = 0
@@ -201,6 +207,7 @@ class PrimaryVm(RunningVm):
     def _replace_engine(self) -> None:
         """The primary's VMM has died: what it said and what was held of it must never reach a client (R1)."""
         self._primary_lost = False
+        self._pacer.rest()
         held = self._engine.counters().comparator.held_frames[0]
         self.trouble(f"the primary VM is gone: {held} held frames of it are void; waiting for the next one")
         self._end_engine()
@@ -220,6 +227,7 @@ class PrimaryVm(RunningVm):
         await self._guide.run()
 
     async def close(self) -> None:
+        self._pacer.rest()
         with contextlib.suppress(ColoproxyError):
             await asyncio.to_thread(self._engine.stop, 0.5)
         if self._losing is not None:
@@ -265,6 +273,7 @@ class PrimaryVm(RunningVm):
                 "released_frames": report.released_frames,
                 "at_s": round((time.monotonic_ns() - self.began) / 1e9, 3),
             }
+        self._pacer.on_report(report)
         self.tell(report)
 
     # ------------------------------------------------------------------ link
@@ -386,6 +395,7 @@ class PrimaryVm(RunningVm):
         if self._stood_down:
             return
         self._stood_down = True
+        self._pacer.rest()
         for wires in self.nics:
             self._open_or_close(wires, is_open=False)
         self.tell(told.StoodDown(reason))
@@ -425,6 +435,7 @@ class PrimaryVm(RunningVm):
         self.say(Message("alone", text=reason))
         if self._qmp is not None and tell_vmm:
             await self._qmp_alone(self._qmp)
+        self._pacer.rest()
         self._epochs.alone()
         await asyncio.sleep(0.05)  # the message above
         if self._dialing is not None:
@@ -472,6 +483,7 @@ class PrimaryVm(RunningVm):
             "checkpoints_by_cause": dict(self.checkpoints_by_cause),
             "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
+            "checkpoint_policy": self._pacer.status(),
             "inherited": self.inherited,
             "rewriter": self.path.counters()["rewriter"],
             "handed_over_ms": _ms(self.handed_over_ns),
