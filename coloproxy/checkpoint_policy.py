@@ -131,7 +131,9 @@ class CheckpointPolicy:
         if self.options.period:
             due.append(self._since + max(self.options.period, self.options.min_interval))
         if self.options.mode == "adaptive":
-            due.append(max(self._ready(now) - self.options.quiet, self._traffic + self.options.quiet))
+            ready, silent = self._ready(now), self._traffic + self.options.quiet
+            before = max(ready - self.options.quiet, silent)
+            due.append(before if before > now else max(ready, silent))
         return min(due)
 
     # ------------------------------------------------------------- internals

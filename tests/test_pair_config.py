@@ -14,6 +14,7 @@ from pair_files import ANOTHER_NIC, ANOTHER_VM, PAIR, changed
 from pydantic_core import PydanticCustomError
 
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
+from coloproxy.checkpoint_policy import PolicyOptions
 from coloproxy.comparator import Comparator
 from coloproxy.errors import ConfigError
 from coloproxy.pair.config import ROLES, Pair, Role, load, parse
@@ -132,6 +133,22 @@ record_ring_bytes = "1MiB"
     }
     assert pair.compare.recording("web") == RecordOptions(Path("/r/web.pcapng"), 1 << 20, 3600 * S, 3)
     assert pair.compare.ring("web") == RingOptions(Path("/d/web"), 10 * S, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("", PolicyOptions()),
+        ('period = "2s"', PolicyOptions()),  # QEMU's own
+        ('back_end = "command"\ncommand = ["/c"]\nperiod = "2s"', PolicyOptions(period=2 * S)),
+        (
+            'policy = "adaptive"\nquiet = "7ms"\nbudget = 9\nmin_interval = "3ms"',
+            PolicyOptions("adaptive", min_interval=3 * MS, quiet=7 * MS, budget=9),
+        ),
+    ],
+)
+def test_the_checkpoint_policy(table: str, expected: PolicyOptions) -> None:
+    assert parse(f"{PAIR}[checkpoint]\n{table}\n", "primary").checkpoint.pacing() == expected
 
 
 def test_on_demand_only_is_the_default_period() -> None:
@@ -273,6 +290,10 @@ MORE_WRONG: list[tuple[str, str]] = [
     ('[checkpoint]\nback_end = "command"\ncommand = ["a"]', "19: checkpoint.command[0]: must be the program's"),
     ('[checkpoint]\ncommand = ["/a"]', '18: checkpoint.command: is only used with back_end = "command"'),
     ('[checkpoint]\nback_end = "none"\nperiod = "1s"', "19: checkpoint.period: is only used with a back end that"),
+    ('[checkpoint]\nback_end = "none"\npolicy = "adaptive"', "19: checkpoint.policy: is only used with a back end"),
+    ('[checkpoint]\nquiet = "7ms"', '18: checkpoint.quiet: is only used with policy = "adaptive"'),
+    ('[checkpoint]\nbudget = 7', '18: checkpoint.budget: is only used with policy = "adaptive"'),
+    ('[checkpoint]\npolicy = "adaptive"\nbudget = 51', "19: checkpoint.budget: must be between 1 and 50"),
     ('[checkpoint]\nperiod = "1.0005s"', "18: checkpoint.period: must be whole milliseconds"),
     ('[control]\nsocket = "/run/web.qmp"', "10: vm.web.qmp: unix:/run/web.qmp is used twice"),
     ("[control]\nmode = 660", "18: control.mode: must be between 0o600 and 0o777"),
