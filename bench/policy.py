@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint policies against each other, with real guests in COLO: on demand only, fixed periods, adaptive.
 
-    python bench/policy.py [--rounds 3] [--seconds 20] [--budgets 5] [--json FILE]
+    python bench/policy.py [--rounds 3] [--seconds 20] [--budgets 5] [--attach tap] [--json FILE]
     python bench/policy.py --quick
 
 Each round boots the guest anew for each policy, in an order that changes from round to round, and lets a client send
@@ -15,7 +15,7 @@ What --json writes is one object:
     began       RFC 3339
     machine, versions, parameters
     works       {work: title}, in order
-    policies    {policy: options of coloproxy compare}
+    policies    {policy: keys of pair.toml's `checkpoint`}
     rounds      a list of {round, policy, error, results: {work: {seconds, same_ns, differ_ns, errors, checkpoints}}};
                 checkpoints: [{causes, pause_ns}, ...]
     summary     {work: {policy: {figure: number or null}}}
@@ -29,25 +29,40 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from coloproxy.checkpoint_policy import QUIET
 from coloproxy.demo.journal import JournalFollower
 from coloproxy.errors import ColoproxyError
-from coloproxy.testbed import AddedFile, Addition, PairOptions, VmPair, coloproxy_compare, install_missing
+from coloproxy.testbed import (
+    AddedFile,
+    Addition,
+    Endpoints,
+    PairOptions,
+    TestBed,
+    VmPair,
+    colo,
+    coloproxy_compare,
+    install_missing,
+)
 from coloproxy.testbed.guest_files import GUEST_IPV4
+from coloproxy.testbed.pair_toml import PairFile
+from coloproxy.testbed.tap_pair import TapOptions, TapPair
 from real_guests import facts
 
 SCHEMA: Final = "coloproxy-policy/1"
 PORT: Final = 7077
 AREA: Final = 16384  # pages: 64 MiB
+Checkpoints = Mapping[str, str | int]
 HERE: Final = Path(__file__).with_name("real_guests")
 
 WORKS: Final[dict[str, tuple[str, int, float, float]]] = {
@@ -80,16 +95,13 @@ def report(text: str) -> None:
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
-def policies(budgets: list[int]) -> dict[str, list[str]]:
-    """By name, with the options that make them."""
+def policies(budgets: list[int]) -> dict[str, Checkpoints]:
+    """By name, with the keys of pair.toml's `checkpoint` that make them."""
     return {
-        "on demand": [],
-        "fixed 1 s": ["--checkpoint-period", "1000"],
-        "fixed 200 ms": ["--checkpoint-period", "200"],
-        **{
-            f"adaptive {budget} %": ["--checkpoint-policy", "adaptive", "--checkpoint-budget", str(budget)]
-            for budget in budgets
-        },
+        "on demand": {},
+        "fixed 1 s": {"period": "1000ms"},
+        "fixed 200 ms": {"period": "200ms"},
+        **{f"adaptive {budget} %": {"policy": "adaptive", "budget": budget} for budget in budgets},
     }
 
 
@@ -103,43 +115,65 @@ def addition() -> Addition:
     return Addition(files, f"/usr/bin/dirtier {PORT} > /dev/null 2>&1 &\n")
 
 
-async def measure_policy(more: list[str], extra: Addition, number: int, options: argparse.Namespace) -> dict[str, Any]:
+async def measure_policy(
+    more: Checkpoints, extra: Addition, number: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """All works with one policy. Raises TestbedError."""
-
-    def command(endpoints: Any) -> list[str]:
-        return list(coloproxy_compare("--json-events", str(endpoints.directory / "events.log"), *more)(endpoints))
-
-    delay = int(more[1]) if more[:1] == ["--checkpoint-period"] else PairOptions(None).checkpoint_delay
-    more = [*more, *options.coloproxy_options]
-    pair_options = PairOptions(command, addition=extra, checkpoint_delay=delay, large_bytes=100_000)
     results: dict[str, Any] = {}
-    async with VmPair(pair_options) as pair:
-        await pair.start_colo()
-        journal = JournalFollower(pair.directory / "events.log", lambda _: None)
-        await journal.wait("protected", 0, 30.0)
+    async with contextlib.AsyncExitStack() as stack:
+        bed, commits_of = await start_pair(stack, more, extra, options)
         for name in options.works:
             _, rate, lull, part = WORKS[name]
             seconds = options.seconds * part
             argv = [sys.executable, "-P", str(HERE / "burst_client.py"), "--host", GUEST_IPV4, "--port", str(PORT)]
             argv += ["--seconds", str(seconds), "--lull", str(lull), "--seed", str(number)]
             argv += ["--dirty", str(rate), str(AREA)]
-            journal.poll()
-            seen = len(journal.records)
-            done = (await pair.client.run(*argv, deadline=4 * seconds + 30)).check()
+            done = (await bed.client.run(*argv, deadline=4 * seconds + 30)).check()
             result, ended = json.loads(done.stdout), time.monotonic_ns()
+            began = result.pop("began")
             await asyncio.sleep(0.5)
-            journal.poll()
-            commits = [
-                record
-                for record in journal.records[seen:]
-                if record["event"] == "checkpoint-committed" and result["began"] <= record["monotonic_ns"] <= ended
-            ]
+            commits = [record for record in commits_of() if began <= record["monotonic_ns"] <= ended]
             results[name] = {
-                "seconds": (ended - result["began"]) / 1e9,
-                **{key: value for key, value in result.items() if key != "began"},
+                "seconds": (ended - began) / 1e9,
+                **result,
                 "checkpoints": [{"causes": r["causes"], "pause_ns": r["stop_to_resume_ns"]} for r in commits],
             }
     return results
+
+
+async def start_pair(
+    stack: contextlib.AsyncExitStack, more: Checkpoints, extra: Addition, options: argparse.Namespace
+) -> tuple[TestBed, Callable[[], list[dict[str, Any]]]]:
+    """A protected pair with that policy, and what reads the journal's committed checkpoints."""
+    kind = "checkpoint-committed"
+    if options.attach == "tap":
+        file = PairFile(checkpoint={"back_end": "qmp", **more})
+        tap = await stack.enter_async_context(TapPair(TapOptions(file=file, addition=extra, large_bytes=100_000)))
+        await tap.start_colo()
+        if period := more.get("period"):  # the bed has set another one
+            delay = int(str(period).removesuffix("ms"))
+            await tap.primary.control.execute("migrate-set-parameters", {"x-checkpoint-delay": delay})
+        return tap, lambda: tap.journal("primary", kind)
+
+    def command(endpoints: Endpoints) -> Sequence[str]:
+        argv = ["--json-events", str(endpoints.directory / "events.log"), *options.coloproxy_options]
+        for key, value in more.items():
+            argv += [f"--checkpoint-{key}", str(value).removesuffix("ms")]
+        return coloproxy_compare(*argv)(endpoints)
+
+    delay = int(str(more.get("period", colo.ON_DEMAND)).removesuffix("ms"))
+    pair = await stack.enter_async_context(
+        VmPair(PairOptions(command, addition=extra, checkpoint_delay=delay, large_bytes=100_000))
+    )
+    await pair.start_colo()
+    journal = JournalFollower(pair.directory / "events.log", lambda _: None)
+    await journal.wait("protected", 0, 30.0)
+
+    def commits() -> list[dict[str, Any]]:
+        journal.poll()
+        return [record for record in journal.records if record["event"] == kind]
+
+    return pair, commits
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +198,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "began": began.isoformat(timespec="seconds"),
         "machine": facts.machine(),
         "versions": await asyncio.to_thread(facts.versions),
-        "parameters": {name: getattr(options, name) for name in ("rounds", "seconds", "coloproxy_options")},
+        "parameters": {name: getattr(options, name) for name in ("attach", "rounds", "seconds", "coloproxy_options")},
         "works": {name: WORKS[name][0] for name in options.works},
         "policies": dict(all_of_them),
         "rounds": rounds,
@@ -225,7 +259,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="of each piece of work (20; quick: 3)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[5], help="of adaptive, in percent (5)")
     parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS), help="(all)")
-    parser.add_argument("--coloproxy-options", type=str.split, default=[], metavar="TEXT", help="for each of them")
+    parser.add_argument("--coloproxy-options", type=str.split, default=[], metavar="TEXT", help="for coloproxy compare")
+    parser.add_argument("--attach", choices=("filters", "tap"), default="tap", help="QEMU's filters, or TAP (tap)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures are no figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options = parser.parse_args()

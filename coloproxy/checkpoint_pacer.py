@@ -61,7 +61,7 @@ class Pacer:
         adaptive = policy.options.mode == "adaptive"
         learned = {
             "pause_base_ms": round(model.base / 1e6, 3),
-            "pause_growth_ms_per_s": round(model.growth * 1e3, 3),
+            "pause_growth_per_second_ms": round(model.growth * 1e3, 3),
             "worth_after_ms": round(model.worth_after() / 1e6, 1),
             "spent_ms": round(policy.spent / 1e6, 3),
         }

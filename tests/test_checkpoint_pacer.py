@@ -24,6 +24,8 @@ from coloproxy.errors import MisuseError
 from coloproxy.options import CompareOptions
 from coloproxy.reports import Report
 from coloproxy.testbed import PairOptions, VmPair, coloproxy_compare, missing
+from coloproxy.testbed.pair_toml import PairFile
+from coloproxy.testbed.tap_pair import TapOptions, TapPair
 
 MS = 1_000_000
 DEADLINE = 30.0
@@ -139,8 +141,11 @@ def test_the_command_line_refuses_it_too() -> None:
     assert "--checkpoint-policy adaptive needs --qmp" in done.stderr
 
 
+REAL_GUESTS = pytest.mark.skipif(bool(missing()), reason="this machine lacks what the test bed needs")
+
+
 @pytest.mark.e2e
-@pytest.mark.skipif(bool(missing()), reason="this machine lacks what the test bed needs")
+@REAL_GUESTS
 async def test_real_guests_in_a_lull_get_a_checkpoint_that_says_so(tmp_path: Path) -> None:
     journal = tmp_path / "events.jsonl"
     command = coloproxy_compare("--json-events", str(journal), "--checkpoint-policy", "adaptive")
@@ -153,4 +158,23 @@ async def test_real_guests_in_a_lull_get_a_checkpoint_that_says_so(tmp_path: Pat
             lines = [json.loads(line) for line in journal.read_bytes().split(b"\n")[:-1]] if journal.exists() else []
             found = [r for r in lines if r["event"] == "checkpoint-committed" and r["causes"] == [QUIET]]
         assert all(record["stop_to_resume_ns"] > 0 for record in found)
+        assert (await pair.client.get("/hello.txt")).strip()
+
+
+@pytest.mark.e2e
+@REAL_GUESTS
+async def test_coloproxy_run_does_the_same_and_shows_it(tmp_path: Path) -> None:
+    file = PairFile(checkpoint={"back_end": "qmp", "policy": "adaptive", "budget": 7})
+    async with TapPair(TapOptions(file=file, keep_logs=tmp_path, large_bytes=100_000)) as pair:
+        await pair.start_colo()
+        primary = pair.proxies["primary"]
+        await primary.until(
+            "a checkpoint in a lull",
+            lambda vm: vm["last_checkpoint"] is not None and vm["last_checkpoint"]["causes"] == [QUIET],
+            DEADLINE,
+        )
+        vm = await primary.vm_status()
+        assert vm["checkpoint_policy"]["policy"] == "adaptive"
+        assert vm["checkpoint_policy"]["wanted"][QUIET] >= 1
+        assert vm["checkpoint_policy"]["spent_ms"] > 0
         assert (await pair.client.get("/hello.txt")).strip()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -94,6 +95,20 @@ def test_a_guest_that_writes_nothing_gets_one_a_while() -> None:
     sim = Sim(ADAPTIVE, per_s=0)
     sim.run(sim.now + 200 * S)
     assert 10 <= len(sim.commits) <= 200 * S // OLDEST + LEARNED + 200 * S // OLDEST // SHORT_EVERY
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_busy_host_is_not_taken_for_dirty_pages(seed: int) -> None:
+    chance = random.Random(seed)
+    sim = Sim(ADAPTIVE, per_s=0)
+    end = sim.now + 300 * S
+    while sim.now < end:
+        sim.base = round((5 + chance.expovariate(1 / 5)) * MS)
+        sim.run(sim.now + chance.randrange(S))
+        if chance.random() < 0.3:
+            sim.checkpoint("payload")
+    assert len(sim.of(QUIET)) < 300
+    assert sim.policy.spent < 300 * S * ADAPTIVE.budget / 100 / 3
 
 
 def test_a_guest_that_begins_to_write_is_noticed() -> None:
