@@ -52,6 +52,7 @@ def every_help() -> str:
         [sys.executable, "-P", str(TOP / "tools" / "tap_failovers.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "node_cycles.py"), "--help"],
         [sys.executable, str(TOP / "bench" / "guests.py"), "--help"],
+        [sys.executable, str(TOP / "bench" / "policy.py"), "--help"],
         *([sys.executable, str(program), "--help"] for program in BENCH_PROGRAMS),
     ]
     environment = {**os.environ, "COLUMNS": "200"}
