@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import bench, compare, config, ctl, demo, doctor, mutate, replay, run, status, top
+from coloproxy.cli import bench, compare, config, ctl, demo, doctor, mutate, node, replay, run, status, top
 from coloproxy.cli.app import FAILED, app
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "doctor",
     "main",
     "mutate",
+    "node",
     "replay",
     "run",
     "status",

@@ -30,22 +30,23 @@ class Heartbeat(Table):
         default=50 * MS, description="One goes out on each path so often."
     )
     timeout: Annotated[int, Duration(20 * MS, 600 * SECOND)] = Field(
-        default=400 * MS, description="A peer that was silent on all paths for so long is dead. At least two intervals."
+        default=400 * MS,
+        description="A peer that was silent on all paths for so long is dead. At least three intervals.",
     )
     paths: Annotated[tuple[HeartbeatPath, ...], Field(min_length=1, max_length=8)] = Field(
         alias="path", description="The ways."
     )
 
     def problems(self) -> Iterator[Problem]:
-        if self.timeout < 2 * self.interval:
-            yield ("timeout",), "must be at least two intervals"
+        if self.timeout < 3 * self.interval:
+            yield ("timeout",), "must be at least three intervals"
 
 
 class Etcd(Table):
     """A register in etcd: who goes on has won there."""
 
     endpoints: Annotated[
-        tuple[Annotated[str, Text()], ...], Field(min_length=1), Example('["https://192.0.2.9:2379"]')
+        tuple[Annotated[str, Text()], ...], Field(min_length=1), PerHost(), Example('["https://192.0.2.9:2379"]')
     ] = Field(description="Its URLs; each is tried.")
     prefix: Annotated[str, Text()] = Field(default="coloproxy", description="Keys begin with it.")
     deadline: Annotated[int, Duration(100 * MS, 60 * SECOND)] = Field(
@@ -117,9 +118,9 @@ class Qemu(Table):
     """How QEMU is started. docs/vmm.md has the rest of its command line."""
 
     binary: Annotated[str, Text()] = Field(default="qemu-system-x86_64", description="The program.")
-    options: Annotated[tuple[Annotated[str, Text()], ...], Example('["-machine", "pc", "-m", "1024"]', shown=True)] = (
-        Field(default=(), description="The machine, word by word; the same on both hosts.")
-    )
+    options: Annotated[
+        tuple[Annotated[str, Text()], ...], PerHost(), Example('["-machine", "pc", "-m", "1024"]', shown=True)
+    ] = Field(default=(), description="The machine, word by word: the same on both hosts, but for names of files.")
     extra: Annotated[tuple[Annotated[str, Text()], ...], PerHost(), Example('["-vnc", ":1"]')] = Field(
         default=(), description="More words, behind the disks and NICs."
     )

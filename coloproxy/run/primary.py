@@ -110,6 +110,7 @@ class PrimaryVm(RunningVm):
         )
         self.dialer: Dialer | None = None
         self._dialing: asyncio.Task[None] | None = None
+        self._serving = False
         self._token_stops = 0
         self._marked = asyncio.Event()
         self._checkpointed = asyncio.Event()
@@ -222,9 +223,16 @@ class PrimaryVm(RunningVm):
             self._sync()
 
     async def serve(self) -> None:
+        self._serving = True
         if self.dialer is not None:
-            self._dialing = self.spawn(self.dialer.run())
+            self.dial(self.dialer)
         await self._guide.run()
+
+    def dial(self, dialer: Dialer) -> None:
+        """From now on, or as soon as it runs: the secondary's host."""
+        self.dialer = dialer
+        if self._serving and self._dialing is None:
+            self._dialing = self.spawn(dialer.run())
 
     async def close(self) -> None:
         self._pacer.rest()

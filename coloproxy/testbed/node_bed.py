@@ -435,7 +435,6 @@ class NodeBed:
             self.hosts,
             nic=options.nic,
             options={host: self.machine_options(host) for host in HOSTS},
-            environment=self.acceleration.environment,
         )
 
     async def _make_directories(self) -> None:

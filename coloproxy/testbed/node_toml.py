@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from .guest_files import GUEST_IPV4, GUEST_IPV6, GUEST_MAC
 from .net import TAP
-from .node_net import CLIENT_BRIDGE, HOSTS, LINK_ADDRESSES, Host
+from .node_net import CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, LINK_ADDRESSES, Host
 from .pair_toml import LINK_PORT, PAIR, VM, toml_keys
 from .qemu import Nic
 
+HEARTBEAT_PORT: Final = 9820
 _MODELS: Final[Mapping[Nic, str]] = {"e1000": "e1000", "virtio": "virtio-net-pci"}
 
 
@@ -28,7 +29,7 @@ class NodeFile:
     compare: Mapping[str, Any] = field(default_factory=dict)
     process: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """More tables by their names: `heartbeat`, `arbiter` and the like."""
+    """More tables by their names."""
     vm: Mapping[str, Any] = field(default_factory=dict)
     nic: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,21 +74,18 @@ def node_toml(
     *,
     nic: Nic,
     options: Mapping[Host, Sequence[str]],
-    environment: Mapping[str, str],
 ) -> None:
     """Write it, and the key of the link beside it.
 
     *options*: of QEMU's command line, what makes the machine: qemu.guest_options() and the console.
-    *environment*: of QEMU, besides ours (tcg.Acceleration).
     """
     key = path.with_name("link.psk")
     key.touch(mode=0o600)
     key.write_text(secrets.token_hex(32))
+    addresses = {host: LINK_ADDRESSES[host] for host in HOSTS}
     tables: dict[str, Mapping[str, Any]] = {
-        "node": {"state_dir": {host: str(hosts[host].state) for host in HOSTS}, **file.node},
         "link": {
-            "a": LINK_ADDRESSES["a"],
-            "b": f"{LINK_ADDRESSES['b']}:{LINK_PORT}",
+            "secondary": {host: f"{addresses[host]}:{LINK_PORT}" for host in HOSTS},
             "security": "psk",
             "psk_file": str(key),
             **file.link,
@@ -100,9 +98,6 @@ def node_toml(
     }
     vm: dict[str, Any] = {
         "name": VM,
-        "qemu_options": {host: list(options[host]) for host in HOSTS},
-        "qemu_environment": dict(environment),
-        "disk": [{"image": {host: str(hosts[host].image) for host in HOSTS}}],
         **file.vm,
     }
     card = {
@@ -110,9 +105,24 @@ def node_toml(
         "mac": GUEST_MAC,
         "model": _MODELS[nic],
         "announce": [GUEST_IPV4, GUEST_IPV6],
+        "vm": {"kind": "stream", "address": {host: f"unix:{hosts[host].state}/nic0.sock" for host in HOSTS}},
         "tap": {"name": TAP, "bridge": CLIENT_BRIDGE},
         **file.nic,
     }
+    node: dict[str, Any] = {
+        "address": addresses,
+        "state_dir": {host: str(hosts[host].state) for host in HOSTS},
+        "heartbeat": {
+            "path": [
+                {"name": name, "address": {host: f"{where[host]}:{HEARTBEAT_PORT}" for host in HOSTS}}
+                for name, where in (("link", addresses), ("client", CLIENT_ADDRESSES))
+            ]
+        },
+        "qemu": {"options": {host: list(options[host]) for host in HOSTS}},
+        "disk": [{"image": {host: str(hosts[host].image) for host in HOSTS}}],
+        **file.node,
+    }
+    tables["node"] = node
     lines = [f'name = "{PAIR}"']
     for name, table in tables.items():
         lines += ["", f"[{name}]", *toml_keys(table)]

@@ -1,0 +1,633 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coloproxy node`: plays the table of machine.py with real parts. docs/node.md.
+
+One task takes events from a queue and does what the table says, one after the other; long actions are tasks of their
+own, one at a time, whose end is an event. The record is on disk before any action that follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from coloproxy import vmm
+from coloproxy.arbiter import Claim, Ruling, Verdict
+from coloproxy.control.protocol import REFUSED
+from coloproxy.control.server import ControlServer
+from coloproxy.disks import Progress, What, read_event
+from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, PeerError
+from coloproxy.heartbeat import Heartbeat
+from coloproxy.journal import Journal
+from coloproxy.metrics import MetricsServer
+from coloproxy.reports import Trouble
+from coloproxy.run.host import keys_of
+from coloproxy.run.primary import PrimaryVm
+from coloproxy.run.service import Service
+
+from . import told
+from .adverts import Said, decode, encode
+from .facts import Facts, Standing, State, VmView, other
+from .machine import Action, Event, decide
+from .plane import Plane
+from .record import RecordFile
+from .setting import Setting
+from .work import Work
+
+log = logging.getLogger(__name__)
+
+PROBE_S: Final = 0.5
+PROBES: Final = 4  # in a row without any answer: it hangs
+HISTORY: Final = 200
+RECORD_S: Final = 1.0
+FAILED_S: Final = 60.0  # at most, from one attempt to the next
+_BUSY: Final = frozenset({State.SETTLE, State.JOIN, State.PROTECT})
+_ASKS: Final = frozenset({State.SUSPENDED, State.YIELDED, State.CLAIM, State.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Happened:
+    event: Event
+    reason: str
+    before: Callable[[], None]
+    """Facts that come with it, taken over at its turn."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class Node:
+    """`await run()` returns the exit code. `ready` is called when it serves its control socket."""
+
+    def __init__(self, setting: Setting, ready: Callable[[], None] = _nothing) -> None:
+        self._setting = setting
+        self._ready = ready
+        self._journal = Journal(setting.pair.process.json_events)
+        self._arbiter, register = setting.arbiter()
+        self.facts = Facts(setting.host, register=register)
+        self._queue: asyncio.Queue[_Happened] = asyncio.Queue()
+        self._doing: tuple[Action, asyncio.Task[None]] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._recording: asyncio.Task[None] | None = None
+        self._peer_sizes: tuple[int, ...] = ()
+        self._reason = "begins"
+        self._since = self._began = time.monotonic_ns()
+        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self._owner: Ruling | None = None
+        self._stop = asyncio.Event()
+        self._failure: str | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._probe: vmm.Probe | None = None
+        self._failures = 0
+        self._heartbeat: Heartbeat | None = None
+
+    # ------------------------------------------------------------------- life
+
+    async def run(self) -> int:
+        """Until SIGINT or SIGTERM (0), or something failed for good (1); QEMU runs on.
+
+        Raises ColoproxyError at the start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        setting, pair = self._setting, self._setting.pair
+        with vmm.StateDirectory.open(setting.directory) as state:
+            self._kept = RecordFile(setting.directory)
+            self._plane = Plane(setting, keys_of(pair), self._journal, self._plane_failed)
+            self._work = Work(setting, state, self._kept, self._plane, self._watch)
+            setting.control_socket.parent.mkdir(parents=True, exist_ok=True)
+            control = ControlServer(
+                setting.control_socket, self._handlers(), mode=pair.control.mode, group=pair.control.group
+            )
+            metrics = None if pair.process.metrics is None else MetricsServer(pair.process.metrics, self.status)
+            service = Service()
+            settings, paths = setting.heartbeat()
+            self._heartbeat = Heartbeat(
+                settings, paths, on_alive=self._peer_alive, on_dead=self._peer_dead, on_state=self._peer_says
+            )
+            tasks: list[asyncio.Task[None]] = []
+            try:
+                if metrics is not None:
+                    metrics.open()
+                await control.start()
+                if metrics is not None:
+                    metrics.start()
+                view = await self._work.adopt()
+                await self._work.know_sizes()
+                self.facts = self.facts.with_(own=self._kept.kept.record, vm=view, image=bool(self._work.sizes))
+                self._advertise()
+                self._heartbeat.start()
+                self._say(Event.BEGIN, "the node begins")
+                for work in (self._serve(), self._tick(), self._probe_qemu(), service.watch()):
+                    tasks.append(asyncio.create_task(self._guarded(work)))
+                self._journal.write("started", {"pair": pair.name, "host": setting.host})
+                log.info("node %s of pair %s is up; control socket %s", setting.host, pair.name, setting.control_socket)
+                service.ready(f"node {setting.host} of {pair.name}")
+                self._ready()
+                await self._stop.wait()
+                service.stopping()
+            finally:
+                await control.stop()
+                if metrics is not None:
+                    await metrics.close()
+                self._heartbeat.close()
+                await self._end(tasks)
+                service.close()
+        return 0 if self._failure is None else 1
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in (*tasks, self._asking, self._recording, self._watching, self._doing and self._doing[1]):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        self._plane.keep_connections()
+        with contextlib.suppress(ColoproxyError):
+            await self._plane.end()
+        if self._work.qemu is not None:
+            await self._work.qemu.close()
+        await self._arbiter.close()
+        self._journal.write("stopped", {"failure": self._failure})
+        self._journal.close()
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("the node has failed")
+            self._fail(repr(error))
+
+    def _fail(self, reason: str) -> None:
+        if self._failure is None:
+            self._failure = reason
+            log.error("%s", reason)
+        self._stop.set()
+
+    # ----------------------------------------------------------------- events
+
+    def _say(self, event: Event, reason: str, before: Callable[[], None] = _nothing) -> None:
+        self._queue.put_nowait(_Happened(event, reason, before))
+
+    def _try_again(self) -> None:
+        """Most failures pass: a disk that is full, a port that is taken. So not a person alone may say START."""
+        self._failures += 1
+        delay = min(self._setting.node.retry / 1e9 * 2**self._failures, FAILED_S)
+        asyncio.get_running_loop().call_later(delay, self._say, Event.START, "after a while")
+
+    async def _serve(self) -> None:
+        while True:
+            happened = await self._queue.get()
+            happened.before()
+            await self._happens(happened.event, happened.reason)
+
+    async def _happens(self, event: Event, reason: str) -> None:
+        step = decide(self.facts, event)
+        if step is None:
+            if self._doing is None and event is Event.FAILED:
+                self._advertise()
+            return
+        before = self.facts.state
+        if step.record != self.facts.own:
+            self._kept.write(step.record)
+        facts = self.facts.with_(state=step.state, own=step.record)
+        if before is State.PROTECT and event is not Event.COLO and facts.offer:
+            facts = facts.with_(spent=facts.offer)
+        if step.record.standing in (Standing.PRIMARY, Standing.SECONDARY) or step.state in (State.SETTLE, State.JOIN):
+            facts = facts.with_(offer="")
+        if step.state not in _ASKS and self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+            facts = facts.with_(claiming=False)
+        self.facts = facts
+        if step.state is not before or step.row.write is not None:
+            self._note(before, event, step.row.why, reason)
+        if step.state is not before and step.state not in _BUSY:
+            await self._end_doing()
+        if step.state is State.FAILED:
+            self._try_again()
+        elif step.state is State.ALONE:
+            self._failures = 0
+        self._advertise()
+        for action in step.actions:
+            await self._act(action, f"{step.row.why} ({reason})")
+
+    def _note(self, before: State, event: Event, why: str, reason: str) -> None:
+        now = time.monotonic_ns()
+        if self.facts.state is not before:
+            self._since = now
+        self._reason = f"{why} ({reason})" if reason else why
+        report = told.NodeState(
+            self._setting.host, before.value, self.facts.state.value, event.value, self._reason,
+            self.facts.own.standing.value, self.facts.own.generation,
+        )  # fmt: skip
+        log.log(report.level, "%s", report)
+        self._journal.report(report)
+        self._history.append(
+            {
+                "at": round(time.time(), 3),
+                "from": before.value,
+                "to": self.facts.state.value,
+                "event": event.value,
+                "reason": self._reason,
+            }
+        )
+
+    def _trouble(self, text: str) -> None:
+        report = Trouble(text)
+        log.log(report.level, "%s", report)
+        self._journal.report(report)
+
+    # ---------------------------------------------------------------- actions
+
+    async def _act(self, action: Action, reason: str) -> None:
+        match action:
+            case Action.CLAIM:
+                self._ask()
+            case Action.MUTE:
+                self._plane.mute()
+            case Action.DISCARD:
+                await self._end_doing()
+                await self._discard()
+            case Action.ADOPT:
+                self._begin(action, self._adopt())
+            case Action.SETTLE:
+                self._begin(action, self._settle(reason))
+            case Action.PREPARE:
+                self._begin(action, self._prepare())
+            case Action.PROTECT:
+                assert self.facts.peer is not None  # a guard has looked
+                self.facts = self.facts.with_(offer=self.facts.peer.offer, colo_lost=False)
+                self._begin(action, self._protect())
+
+    def _begin(self, action: Action, work: Coroutine[Any, Any, None]) -> None:
+        """One at a time; what is being done already is not begun again."""
+        if self._doing is not None and not self._doing[1].done():
+            if self._doing[0] is action:
+                work.close()
+                return
+            before = self._doing[1]
+        else:
+            before = None
+
+        async def done() -> None:
+            if before is not None:
+                before.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await before
+            try:
+                await work
+            except (ColoproxyError, OSError) as error:
+                text = f"{action.value}: {error}"
+                log.debug("%s", text, exc_info=error)
+                self._trouble(text)
+                self._say(Event.FAILED, text)
+            except Exception as error:
+                log.exception("%s", action.value)
+                self._say(Event.FAILED, f"{action.value}: {error!r}")
+
+        self._doing = (action, asyncio.create_task(done(), name=action.value))
+
+    async def _end_doing(self) -> None:
+        if self._doing is not None:
+            _, task = self._doing
+            self._doing = None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def _discard(self) -> None:
+        try:
+            await self._plane.end()
+        except ColoproxyError as error:
+            self._trouble(f"data path: {error}")
+        try:
+            await self._work.kill()
+        except ColoproxyError as error:
+            self._trouble(str(error))
+        self.facts = self.facts.with_(vm=VmView.NONE, colo_lost=False, offer="")
+
+    async def _adopt(self) -> None:
+        primary = self.facts.own.standing is Standing.PRIMARY
+        await (self._plane.become_primary() if primary else self._plane.become_secondary())
+        if primary and self.facts.state is not State.PROTECTED:
+            self._plane.mute()
+
+    async def _settle(self, reason: str) -> None:
+        own = self.facts.own
+        if self.facts.register and self.facts.claimed != own.generation:
+            await self._record_ownership(own.generation)
+        await self._work.settle(own.generation, reason)
+        self._say(Event.SETTLED, "", self._has_settled)
+
+    def _has_settled(self) -> None:
+        self.facts = self.facts.with_(vm=VmView.RUNNING, colo_lost=False, image=True)
+
+    async def _record_ownership(self, generation: int) -> None:
+        """Raises PeerError: the register knows better. One that can't be reached is told later."""
+        pair, host = self._setting.pair.name, self._setting.host
+        if await self._arbiter.record(pair, host, generation):
+            return
+        ruling = await self._arbiter.owner(pair)
+        self._owner = ruling
+        if ruling.generation is not None and ruling.generation >= generation and ruling.owner not in (None, host):
+            raise PeerError(f"the arbiter has host {ruling.owner} as the owner, at generation {ruling.generation}")
+        self._trouble(f"the arbiter does not know yet that this host owns generation {generation}: {ruling.reason}")
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record_later(generation))
+
+    async def _record_later(self, generation: int) -> None:
+        pair, host = self._setting.pair.name, self._setting.host
+        while self.facts.own.generation == generation:  # nobody tells when the arbiter is there again
+            await asyncio.sleep(RECORD_S)
+            if await self._arbiter.record(pair, host, generation):
+                return
+
+    async def _prepare(self) -> None:
+        offer = await self._work.prepare(self._peer_sizes)
+
+        def ready() -> None:
+            self.facts = self.facts.with_(vm=VmView.WAITING, offer=offer, colo_lost=False)
+
+        self._say(Event.READY, "", ready)
+
+    async def _protect(self) -> None:
+        if self._recording is not None and not self._recording.done():
+            raise PeerError("the arbiter does not know yet who the owner is: no protection before that")
+        await self._work.protect()
+
+        def colo() -> None:
+            self.facts = self.facts.with_(vm=VmView.COLO)
+
+        self._say(Event.COLO, "the first checkpoint has committed", colo)
+
+    # ---------------------------------------------------------------- arbiter
+
+    def _ask(self) -> None:
+        if self._asking is not None and not self._asking.done():
+            return
+        generation = self.facts.next_generation
+        self.facts = self.facts.with_(claiming=True, claimed=generation)
+        self._asking = asyncio.create_task(self._claim(generation), name="claim")
+
+    async def _claim(self, generation: int) -> None:
+        role = "secondary" if self.facts.own.standing is Standing.SECONDARY else "primary"
+        claim = Claim(self._setting.pair.name, self._setting.host, role, generation)  # type: ignore[arg-type]
+        try:
+            ruling = await self._arbiter.claim(claim)
+        except ColoproxyError as error:
+            ruling = Ruling(Verdict.UNKNOWN, None, None, str(error), 0.0)
+        self._owner = ruling
+        event = Event.UNKNOWN
+        if ruling.verdict is Verdict.WON:
+            event = Event.WON
+        elif ruling.verdict is Verdict.LOST and ruling.owner is not None:
+            event = Event.LOST
+
+        def answered() -> None:
+            self.facts = self.facts.with_(claiming=False)
+
+        if event is not Event.UNKNOWN or self.facts.state is not State.CLAIM:
+            log.info("generation %d: %s (%s)", generation, ruling.verdict.value, ruling.reason)
+        self._say(event, ruling.reason, answered)
+
+    # --------------------------------------------------------------- the peer
+
+    def _advertise(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.set_state(encode(Said(self.facts.advert(), self._work.sizes)))
+
+    def _peer_alive(self, boot: str) -> None:
+        self._heard()
+
+    def _peer_dead(self, reason: str) -> None:
+        def dead() -> None:
+            self.facts = self.facts.with_(alive=False)
+
+        self._say(Event.PEER_DEAD, reason, dead)
+
+    def _peer_says(self, state: dict[str, object]) -> None:
+        self._heard()
+
+    def _heard(self) -> None:
+        beat = self._heartbeat
+        if beat is None or not beat.alive or beat.peer_state is None:
+            return
+        try:
+            said = decode(beat.peer_state.state)
+        except PeerError as error:
+            self._trouble(str(error))
+            return
+
+        def heard() -> None:
+            self._peer_sizes = said.sizes or self._peer_sizes
+            self.facts = self.facts.with_(peer=said.advert, alive=True)
+
+        self._say(Event.PEER, f"the peer is {said.advert.state.value}", heard)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._setting.node.retry / 1e9)
+            self._heard()
+            if self._heartbeat is not None and self._heartbeat.alive is False:
+                self._peer_dead("still silent")
+            self._say(Event.TICK, "")
+
+    # ------------------------------------------------------------------- QEMU
+
+    def _watch(self, qemu: vmm.QemuProcess) -> None:
+        """A new one, or an adopted one: its events are ours from now on."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = asyncio.create_task(self._guarded(self._follow(qemu)))
+
+    async def _follow(self, qemu: vmm.QemuProcess) -> None:
+        with qemu.watch() as events:
+            while True:
+                item = await events.get()
+                match item:
+                    case vmm.Exit():
+                        if self._work.qemu is qemu:
+                            self._qemu_ended(item)
+                        return
+                    case vmm.Event():
+                        self._qemu_says(qemu, item)
+                    case _:
+                        pass
+
+    def _qemu_ended(self, ended: vmm.Exit) -> None:
+        def dead() -> None:
+            self.facts = self.facts.with_(vm=VmView.NONE)
+
+        wanted = ended.cause is not vmm.Cause.FAULT and not self._kept.kept.secondary  # a copy's wishes don't count
+        self._say(Event.VM_SHUTDOWN if wanted else Event.VM_DEAD, ended.text, dead)
+
+    def _qemu_says(self, qemu: vmm.QemuProcess, event: vmm.Event) -> None:
+        if event.name in ("SHUTDOWN", "RESET", "GUEST_PANICKED", "COLO_EXIT", "BLOCK_IO_ERROR", "QUORUM_REPORT_BAD"):
+            log.info("QEMU: %s", vmm.explain_event(event.name, event.data))
+        if event.name == "MIGRATION" and event.data.get("status") == "colo" and self._kept.kept.secondary:
+            self._view_is(VmView.COLO, Event.COLO, "QEMU has the primary's state")
+        elif event.name == "COLO_EXIT" and event.data.get("reason") != "request":
+            self._lost_colo("QEMU: COLO_EXIT")
+        try:
+            trouble = read_event(event.name, event.data, self._setting.disks(self._work.sizes))
+        except (ValueError, DiskError):
+            return
+        if trouble is None:
+            return
+        if trouble.what is What.PEER_LOST:
+            self._lost_colo(trouble.text)
+        elif trouble.what is What.LOCAL_FAILED and self.facts.state in (State.PROTECTED, State.STANDBY, State.READY):
+            self._trouble(f"this host's disk has failed, its QEMU is ended: {trouble.text}")
+            asyncio.get_running_loop().create_task(self._kill_failed(qemu))
+        else:
+            self._trouble(trouble.text)
+
+    def _view_is(self, view: VmView, event: Event, reason: str) -> None:
+        def seen() -> None:
+            self.facts = self.facts.with_(vm=view)
+
+        self._say(event, reason, seen)
+
+    def _lost_colo(self, reason: str) -> None:
+        def lost() -> None:
+            view = VmView.RUNNING if self.facts.vm is VmView.COLO else self.facts.vm
+            self.facts = self.facts.with_(vm=view, colo_lost=True)
+            self._advertise()
+
+        self._say(Event.COLO_LOST, reason, lost)
+
+    async def _kill_failed(self, qemu: vmm.QemuProcess) -> None:
+        with contextlib.suppress(ColoproxyError):
+            await qemu.kill()
+
+    async def _probe_qemu(self) -> None:
+        """One that does not answer at all for seconds is worth nothing, and in the way."""
+        silent = 0
+        while True:
+            await asyncio.sleep(PROBE_S)
+            qemu = self._work.qemu
+            if qemu is None or qemu.exited.done():
+                silent, self._probe = 0, None
+                continue
+            self._probe = await qemu.probe()
+            silent = silent + 1 if self._probe.health is vmm.Health.SILENT else 0
+            if silent >= PROBES and self._work.qemu is qemu:
+                self._trouble(f"QEMU (process {qemu.pid}) has not answered for {silent * PROBE_S:g} s: it is killed")
+                silent = 0
+                await self._kill_failed(qemu)
+
+    def _plane_failed(self, reason: str) -> None:
+        """The data path is gone: without it this node is worth nothing. A supervisor starts it again."""
+        self._fail(f"data path: {reason}")
+
+    # ---------------------------------------------------------------- control
+
+    def _handlers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
+        return {
+            "status": self._do_status,
+            "checkpoint": self._do_checkpoint,
+            "failover": self._do_force,
+            "alone": self._do_force,
+            "start": self._do_start,
+        }
+
+    async def _do_status(self, arguments: Mapping[str, Any]) -> object:
+        return self.status()
+
+    async def _do_checkpoint(self, arguments: Mapping[str, Any]) -> object:
+        vm = self._plane.vm
+        if not isinstance(vm, PrimaryVm):
+            raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
+        vm.checkpoint(str(arguments.get("reason") or "the operator's wish"))
+        return {"asked": [vm.vm.name]}
+
+    async def _do_force(self, arguments: Mapping[str, Any]) -> object:
+        if arguments.get("force") is not True:
+            raise ControlRefused(
+                REFUSED,
+                "the node decides that by itself. With force it goes on here, whatever the other host does: say so "
+                "only if that one is certainly off, or its data may be lost",
+            )
+        if decide(self.facts, Event.FORCE) is None:
+            raise ControlRefused(REFUSED, f"there is nothing to force: this node is {self.facts.state.value}")
+        self._say(Event.FORCE, str(arguments.get("reason") or "the operator's wish"))
+        return {"forced": self._setting.host}
+
+    async def _do_start(self, arguments: Mapping[str, Any]) -> object:
+        if decide(self.facts, Event.START) is None:
+            raise ControlRefused(REFUSED, f"there is nothing to start: this node is {self.facts.state.value}")
+        self._say(Event.START, "the operator's wish")
+        return {"started": self._setting.host}
+
+    def status(self) -> dict[str, Any]:
+        """JSON; docs/observability.md has its schema."""
+        facts, now = self.facts, time.monotonic_ns()
+        beat = self._heartbeat
+        peer: dict[str, Any] = {"host": other(facts.host), "alive": facts.alive}
+        if facts.peer is not None:
+            peer |= {"state": facts.peer.state.value, "generation": facts.peer.generation}
+        qemu = self._work.qemu
+        progress = self._work.progress
+        disks = [
+            {
+                "name": f"colo-disk{index}",
+                "size": self._work.sizes[index] if index < len(self._work.sizes) else None,
+                "state": facts.own.standing.value,
+                "resync": None
+                if progress is None
+                else {
+                    "offset": progress.done,
+                    "total": progress.total,
+                    "rate": round(progress.bytes_per_s),
+                    "eta_s": _eta(progress),
+                },
+            }
+            for index in range(len(self._setting.node.disks))
+        ]
+        return {
+            "pair": self._setting.pair.name,
+            "host": facts.host,
+            "role": "secondary" if self._kept.kept.secondary else "primary",
+            "state": facts.state.value,
+            "standing": facts.own.standing.value,
+            "since_s": round((now - self._since) / 1e9, 3),
+            "uptime_s": round((now - self._began) / 1e9, 3),
+            "pid": os.getpid(),
+            "generation": facts.own.generation,
+            "reason": self._reason,
+            "doing": None if self._doing is None or self._doing[1].done() else self._doing[0].value,
+            "peer": peer,
+            "heartbeat": {"paths": [] if beat is None else told.paths(beat.stats())},
+            "arbiter": {
+                "kind": self._setting.node.arbiter.kind,
+                "owner": None if self._owner is None else self._owner.owner,
+                "generation": None if self._owner is None else self._owner.generation,
+                "reachable": None if self._owner is None else self._owner.verdict is not Verdict.UNKNOWN,
+            },
+            "vm": self._plane.status(),
+            "qemu": None
+            if qemu is None
+            else {
+                "pid": qemu.pid,
+                "state": facts.vm.value,
+                "hung": self._probe is not None and self._probe.health is not vmm.Health.RESPONSIVE,
+            },
+            "disks": disks,
+            "history": list(self._history),
+        }
+
+
+def _eta(progress: Progress) -> float | None:
+    left = progress.total - progress.done
+    return round(left / progress.bytes_per_s, 1) if progress.bytes_per_s else None

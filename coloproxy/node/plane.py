@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data path of the node's VM, in the role of the moment: coloproxy.run's parts, and how one follows another.
+
+A PrimaryVm also serves a VM that is alone: without a link its output passes. Connections that must be translated go
+from one to the next, and to a file for a coloproxy that dies while its QEMU lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from coloproxy.address import Address
+from coloproxy.errors import ColoproxyError, DeviceError, TableError
+from coloproxy.journal import Journal
+from coloproxy.path.session import Dialer, Listener
+from coloproxy.path.tls import Keys
+from coloproxy.run.estate import Estate, load_table, save_table
+from coloproxy.run.primary import PrimaryVm
+from coloproxy.run.secondary import SecondaryVm
+
+from .setting import Setting
+
+log = logging.getLogger(__name__)
+
+
+class Plane:
+    """`vm` is what runs now; None: nothing does, and the TAPs aren't there. Methods are called one at a time.
+
+    failed: the data path has ended by itself, for that reason.
+    """
+
+    def __init__(self, setting: Setting, keys: Keys | None, journal: Journal, failed: Callable[[str], None]) -> None:
+        self._setting = setting
+        self._keys = keys
+        self._journal = journal
+        self._failed = failed
+        self._running: asyncio.Task[None] | None = None
+        self._listener: Listener | None = None
+        self._table = setting.directory / "connections"
+        self.vm: PrimaryVm | SecondaryVm | None = None
+        self.muted = False
+
+    # ------------------------------------------------------------------ roles
+
+    async def serve_alone(self) -> None:
+        """A VM of its own, whose output passes: a PrimaryVm that is not linked, made if there is none.
+
+        A survivor's path, which translates, stays. Idempotent. Raises ColoproxyError.
+        """
+        if self._is_over(self.vm):
+            await self.end()
+        if self.vm is None:
+            vm = self._make_primary()
+            self._inherit(vm)
+            await self._start(vm)
+        self.unmute()
+
+    async def become_primary(self) -> None:
+        """And dial the secondary. What was before it leaves its connections and TAPs. Raises ColoproxyError."""
+        old, estate = self.vm, None
+        if isinstance(old, PrimaryVm) and old.state == "unprotected" and old.dialer is None:
+            vm = old
+        else:
+            vm = self._make_primary()
+            if old is not None and not self._is_over(old):
+                estate = await self._retire(old)
+            elif old is not None:
+                await self.end()
+            try:
+                await self._take_estate(vm, estate)
+            except BaseException:
+                if estate is not None:
+                    estate.close()
+                raise
+        listens = self._setting.in_role("primary").link.secondary
+        vm.dial(Dialer(Address(True, listens.host, listens.port), self._keys, vm.endpoint()))
+        if vm is not old:
+            await self._start(vm)
+        self.unmute()
+
+    async def become_secondary(self) -> None:
+        """Fed and heard by the primary; its TAPs are closed. Raises ColoproxyError."""
+        await self.end()
+        pair = self._setting.in_role("secondary")
+        vm = SecondaryVm(pair, pair.vms[0], self._journal, self._failed)
+        self._listener = Listener(pair.link.secondary, self._keys, [vm.endpoint()])
+        try:
+            await self._listener.start()
+            await self._start(vm)
+        except BaseException:
+            await self.end()
+            raise
+
+    async def take_over(self, reason: str) -> None:
+        """The secondary's VM runs by itself now: open, announce, translate on. Idempotent. Raises ColoproxyError."""
+        assert isinstance(self.vm, SecondaryVm)
+        await self.vm.take_over(reason, force=True, tell_vmm=False)
+        self.keep_connections()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.close()
+
+    async def go_alone(self, reason: str) -> None:
+        """The primary's: release what is held, and pass. Idempotent. Raises ColoproxyError."""
+        assert isinstance(self.vm, PrimaryVm)
+        await self.vm.go_alone(reason, tell_vmm=False)
+
+    # ------------------------------------------------------------------- TAPs
+
+    def mute(self) -> None:
+        """Nothing of this VM reaches a client."""
+        self.muted = True
+        self._open_or_close(is_open=False)
+
+    def unmute(self) -> None:
+        self.muted = False
+        self._open_or_close(is_open=True)
+
+    def _open_or_close(self, *, is_open: bool) -> None:
+        if self.vm is None or (is_open and isinstance(self.vm, SecondaryVm) and self.vm.state != "taken-over"):
+            return
+        for wires in self.vm.nics:
+            if wires.is_open != is_open:
+                try:
+                    wires.set_open(is_open=is_open)
+                except DeviceError as error:  # a lost one becomes so when it is back
+                    log.warning("%s", error)
+
+    # -------------------------------------------------------------------- end
+
+    async def end(self) -> None:
+        """No data path: TAPs gone. Idempotent."""
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.close()
+        vm, self.vm = self.vm, None
+        await self._stop_running()
+        if vm is not None:
+            await vm.close()
+
+    def keep_connections(self) -> None:
+        """For a coloproxy that comes after this one. An older file does no harm, so trouble is only told."""
+        try:
+            if isinstance(self.vm, PrimaryVm) or (self.vm is not None and self.vm.state == "taken-over"):
+                save_table(self._table, self.vm.hand_over())
+        except (OSError, ColoproxyError) as error:
+            log.warning("%s: connections that are translated can't be kept: %s", self._table, error)
+
+    def status(self) -> dict[str, Any] | None:
+        """As `coloproxy ctl status` has a VM."""
+        return None if self.vm is None else self.vm.status()
+
+    # ----------------------------------------------------------------- inside
+
+    def _make_primary(self) -> PrimaryVm:
+        pair = self._setting.in_role("primary")
+        return PrimaryVm(pair, pair.vms[0], self._journal, self._failed)
+
+    @staticmethod
+    def _is_over(vm: PrimaryVm | SecondaryVm | None) -> bool:
+        """It has nothing to hand over: a secondary that never took over, or a path that stood down."""
+        if isinstance(vm, SecondaryVm):
+            return vm.state != "taken-over"
+        return vm is not None and vm.state == "stood-down"
+
+    def _inherit(self, vm: PrimaryVm) -> None:
+        try:
+            found = load_table(self._table)
+        except (OSError, TableError) as error:
+            log.warning("%s: connections that were translated are lost: %s", self._table, error)
+            return
+        if found is not None:
+            table, age = found
+            try:
+                vm.inherit(table, age=age)
+            except TableError as error:
+                log.warning("%s: connections that were translated are lost: %s", self._table, error)
+
+    async def _take_estate(self, vm: PrimaryVm, estate: Estate | None) -> None:
+        if estate is None:
+            self._inherit(vm)
+        else:
+            vm.inherit(estate.table)
+            vm.adopt(estate.taps)
+
+    async def _retire(self, old: PrimaryVm | SecondaryVm) -> Estate:
+        self.vm = None
+        await self._stop_running()
+        return await old.give_up()
+
+    async def _start(self, vm: PrimaryVm | SecondaryVm) -> None:
+        await vm.open()
+        self.vm = vm
+        self._running = asyncio.create_task(self._run(vm), name=f"data path of {vm.vm.name}")
+        await asyncio.sleep(0)  # it begins: devices are attached
+
+    async def _run(self, vm: PrimaryVm | SecondaryVm) -> None:
+        try:
+            await vm.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.debug("data path", exc_info=error)
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            self._failed(str(error) if isinstance(error, ColoproxyError) else repr(error))
+
+    async def _stop_running(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node must know after any crash, in state.json of its state directory: written whole, and on stable storage."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from coloproxy.errors import ConfigError
+
+from .facts import Record, Standing
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`record` decides; the rest is what its QEMU and its images are."""
+
+    record: Record
+    secondary: bool = False
+    """QEMU was started as a secondary, and is not known to have been made a VM of its own."""
+    made: tuple[str, ...] = ()
+    """Images that this node has made itself: it may write over them."""
+
+
+class RecordFile:
+    """Of one state directory, which the caller has locked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "state.json"
+        self.kept = self._load()
+
+    def write(self, record: Record) -> None:
+        """When this returns the record is on disk. Raises OSError: then nothing that rests on it may be done."""
+        self._save(replace(self.kept, record=record))
+
+    def note(self, *, secondary: bool | None = None, made: str | None = None) -> None:
+        """The rest. Raises OSError."""
+        kept = self.kept
+        if secondary is not None:
+            kept = replace(kept, secondary=secondary)
+        if made is not None and made not in kept.made:
+            kept = replace(kept, made=(*kept.made, made))
+        self._save(kept)
+
+    def _save(self, kept: Kept) -> None:
+        if kept == self.kept:
+            return
+        document = {
+            "version": VERSION,
+            "standing": kept.record.standing.value,
+            "generation": kept.record.generation,
+            "offer": kept.record.offer,
+            "secondary": kept.secondary,
+            "made": list(kept.made),
+        }
+        draft = self.path.with_suffix(".new")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self.kept = kept
+
+    def _load(self) -> Kept:
+        """Raises ConfigError: a file that can't be understood. A person must look: to guess could cost the truth."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return Kept(Record())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{self.path}: {error}"]) from error
+        try:
+            document = json.loads(text)
+            return _read(document)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError([f"{self.path}: is damaged: {error}; see docs/node.md"]) from error
+
+
+def _read(document: dict[str, object]) -> Kept:
+    """Raises ValueError, KeyError."""
+    if document["version"] != VERSION:
+        raise ValueError(f"version {document['version']!r}, not {VERSION}")
+    generation, offer, made = document["generation"], document["offer"], document["made"]
+    if type(generation) is not int or generation < 0 or not isinstance(offer, str):
+        raise ValueError("generation or offer")
+    if not isinstance(made, list) or not all(isinstance(path, str) for path in made):
+        raise ValueError("made")
+    record = Record(Standing(document["standing"]), generation, offer)
+    return Kept(record, document["secondary"] is True, tuple(made))

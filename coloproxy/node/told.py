@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node has to tell: each change of its state, with the row behind it; and its heartbeat's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from coloproxy.heartbeat import BUCKETS_NS, Stats
+from coloproxy.reports import Report
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState(Report):
+    """The node went to another state, or its record changed. `reason`: by the table, and by what was heard."""
+
+    host: str
+    before: str
+    after: str
+    event: str
+    reason: str
+    standing: str
+    generation: int
+    name: ClassVar[str] = "node"
+
+    def __str__(self) -> str:
+        what = self.after if self.after == self.before else f"{self.before} -> {self.after}"
+        return f"node {self.host}: {what}, {self.standing} of generation {self.generation}: {self.reason}"
+
+
+def paths(stats: Stats) -> list[dict[str, Any]]:
+    """The heartbeat's paths, as the status has them."""
+    return [
+        {
+            "name": path.name,
+            "up": path.up,
+            "sent": path.sent,
+            "received": path.received,
+            "lost": path.lost,
+            "refused": {reason.value: count for reason, count in path.refused.items() if count},
+            "rtt_ms": {"min": _ms(path.rtt.least), "avg": _ms(path.rtt.ewma), "max": _ms(path.rtt.most)},
+            "histogram": _histogram(path.rtt.histogram),
+        }
+        for path in stats.paths
+    ]
+
+
+def _histogram(cumulative: tuple[int, ...]) -> list[list[float | int | None]]:
+    """[upper bound in ms, how many between it and the bound before]; the last one has none."""
+    bounds: list[float | None] = [*(ns / 1e6 for ns in BUCKETS_NS), None]
+    below = [0, *cumulative[:-1]]
+    return [[bound, count - before] for bound, count, before in zip(bounds, cumulative, below, strict=True)]
+
+
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else round(ns / 1e6, 3)

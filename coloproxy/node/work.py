@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the table's long actions do to QEMU, the disks and the data path. Each may be begun again, wherever it stopped.
+
+Nothing here decides. All of it works on what it finds: QEMU is asked, not remembered, but for `Kept.secondary`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from coloproxy import disks as replication
+from coloproxy import vmm
+from coloproxy.checkpoint_actions import ON_DEMAND_ONLY
+from coloproxy.disks import images, recover, resync
+from coloproxy.disks import primary as disk_primary
+from coloproxy.disks import record as disk_record
+from coloproxy.disks import secondary as disk_secondary
+from coloproxy.errors import ColoproxyError, DiskError, MisuseError, QmpError, VmmBusy, VmmError
+from coloproxy.vmm import QemuProcess
+
+from .facts import VmView, other
+from .plane import Plane
+from .record import RecordFile
+from .setting import Setting
+
+log = logging.getLogger(__name__)
+
+COLO_S: Final = 60.0  # from the RAM's end to the first checkpoint's commit
+STEP_S: Final = 5.0
+COMMIT_S: Final = 600.0
+RUNS_S: Final = 5.0
+_POLL_S: Final = 0.02
+_MAX_BANDWIDTH: Final = 4 << 30  # bytes/s
+_CAPABILITIES: Final = [{"capability": name, "state": True} for name in ("x-colo", "events")]
+_MIGRATION: Final = {"type": "migration"}
+_ENDED: Final = frozenset({"failed", "cancelled", "completed"})
+
+
+class Work:
+    """Of one node. `qemu`: its process; None: there is none."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        state: vmm.StateDirectory,
+        kept: RecordFile,
+        plane: Plane,
+        on_qemu: Callable[[QemuProcess], None],
+    ) -> None:
+        self.qemu: QemuProcess | None = None
+        self.sizes: tuple[int, ...] = ()
+        self.progress: resync.Progress | None = None
+        self._setting = setting
+        self._state = state
+        self._kept = kept
+        self._plane = plane
+        self._on_qemu = on_qemu
+        self._acceleration: vmm.Acceleration | None = None
+
+    # ------------------------------------------------------------------ QEMU
+
+    async def adopt(self) -> VmView:
+        """The QEMU that an earlier coloproxy has left; what it does. Raises VmmError."""
+        self.qemu = await QemuProcess.adopt(self._state, self._name)
+        if self.qemu is None:
+            return VmView.NONE
+        self._on_qemu(self.qemu)
+        return await self.view()
+
+    async def view(self) -> VmView:
+        """What QEMU does now. One that does not answer counts as in COLO: the probe ends it if it hangs."""
+        if self.qemu is None or self.qemu.exited.done():
+            return VmView.NONE
+        try:
+            colo = await self.qemu.execute("query-colo-status")
+            goes_on = ("none", "processing")
+            if isinstance(colo, Mapping) and colo.get("mode") != "none" and colo.get("reason") in goes_on:
+                return VmView.COLO
+            return VmView.WAITING if await self.qemu.status() == "inmigrate" else VmView.RUNNING
+        except QmpError as error:
+            log.warning("QEMU does not say what it does: %s", error)
+            return VmView.COLO
+
+    async def kill(self) -> None:
+        """Idempotent. Raises VmmError: it does not end."""
+        qemu, self.qemu = self.qemu, None
+        if qemu is None:
+            return
+        try:
+            await qemu.kill()
+        finally:
+            await qemu.close()
+
+    async def gone(self) -> None:
+        """It has ended by itself."""
+        qemu, self.qemu = self.qemu, None
+        if qemu is not None:
+            await qemu.close()
+
+    async def _launch(self, role: vmm.Role) -> QemuProcess:
+        await self.kill()
+        if self._acceleration is None:
+            wanted = self._setting.node.qemu.acceleration
+            self._acceleration = await asyncio.to_thread(vmm.choose_acceleration, wanted)
+        machine = self._setting.machine(self._acceleration)
+        argv = vmm.command_line(machine, self._state.files, role)
+        self._kept.note(secondary=role == "secondary")
+        try:
+            qemu = await QemuProcess.launch(
+                self._state,
+                self._name,
+                argv,
+                environment=self._acceleration.environment,
+                user=self._setting.node.qemu.user,
+            )
+        except VmmBusy:  # one that an earlier coloproxy started just before its end
+            found = await QemuProcess.adopt(self._state, self._name)
+            if found is not None:
+                await found.kill()
+                await found.close()
+            raise
+        self.qemu = qemu
+        self._on_qemu(qemu)
+        return qemu
+
+    @property
+    def _name(self) -> str:
+        return self._setting.pair.vms[0].name
+
+    # ---------------------------------------------------------------- SETTLE
+
+    async def settle(self, generation: int, reason: str) -> None:
+        """The VM runs by itself, and serves. Raises ColoproxyError."""
+        if self.qemu is not None and self.qemu.exited.done():
+            await self.gone()
+        if self.qemu is None:
+            await self._start_owner()
+        elif self._kept.kept.secondary:
+            await self._take_over(self.qemu, generation, reason)
+        else:
+            await self._go_alone(self.qemu, reason)
+        await self._plane.serve_alone()
+
+    async def _start_owner(self) -> None:
+        overlays = self._setting.overlays
+        overlays.mkdir(parents=True, exist_ok=True)
+        await self._measure()
+        disks = self._disks()
+        if disks and await recover.needed(disks):
+            log.info("a takeover was interrupted: its overlays are written into the images first")
+            await recover.recover(disks)
+        for disk in disks:
+            await images.examine(disk.image, disk.format)
+            self._kept.note(made=str(disk.image))  # from now on it is the pair's, to be written over if we fall behind
+        disk_record.forget_lineage(overlays)
+        qemu = await self._launch("primary")
+        await self._until_running(qemu)
+
+    async def _take_over(self, qemu: QemuProcess, generation: int, reason: str) -> None:
+        """docs/disks.md has the order; QEMU.md's measurements the reasons."""
+        disks, overlays = self._disks(), self._setting.overlays
+        disk_record.begin_takeover(overlays, generation)
+        await yank_migration(qemu)
+        await disk_secondary.reset(qemu)
+        with contextlib.suppress(QmpError):  # it was, before: we have been here
+            await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
+        await self._until_running(qemu)
+        if self._plane.vm is not None and self._plane.vm.state in ("standby", "abandoned", "taken-over"):
+            await self._plane.take_over(reason)
+        else:
+            await self._plane.serve_alone()
+        if disks:
+            await disk_secondary.wait_commit(qemu, disks, COMMIT_S)
+        disk_record.end_takeover(overlays)
+        if disks:
+            await disk_secondary.clean_up(qemu, disks)
+        self._kept.note(secondary=False)
+
+    async def _go_alone(self, qemu: QemuProcess, reason: str) -> None:
+        """The secondary is no more: whatever of it QEMU still waits for is broken off."""
+        disks = self._disks()
+        if disks:
+            await disk_primary.yank(qemu, disks)
+        await yank_migration(qemu)
+        if self._plane.vm is not None and self._plane.vm.state in ("protected", "unprotected") and self._is_linked():
+            await self._plane.go_alone(reason)
+        with contextlib.suppress(QmpError):  # it is not in COLO any more, or never was
+            await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
+        with contextlib.suppress(QmpError):
+            await qemu.execute("migrate_cancel", deadline_s=STEP_S)
+        if disks:
+            await disk_primary.detach(qemu, disks)
+        await self._until_running(qemu)
+
+    def _is_linked(self) -> bool:
+        return getattr(self._plane.vm, "dialer", None) is not None
+
+    async def _until_running(self, qemu: QemuProcess) -> None:
+        """Raises VmmError: it does not come to run; QmpError."""
+        until = time.monotonic() + RUNS_S
+        while (status := await qemu.status()) != "running":
+            if time.monotonic() >= until:
+                if status in ("paused", "postmigrate", "finish-migrate", "prelaunch"):
+                    await qemu.execute("cont")
+                    until = time.monotonic() + RUNS_S
+                else:
+                    raise VmmError(f"the VM does not run: QEMU is {vmm.explain_status(status)}")
+            await asyncio.sleep(_POLL_S)
+
+    # --------------------------------------------------------------- PREPARE
+
+    async def prepare(self, sizes: Sequence[int]) -> str:
+        """A QEMU that waits for the primary's state, its images exported; the name of this offer.
+
+        sizes: of the primary's disks. Raises ColoproxyError.
+        """
+        await self._plane.end()
+        await self.kill()
+        if len(sizes) != len(self._setting.node.disks):
+            raise MisuseError(f"the primary has {len(sizes)} disks, this host's file {len(self._setting.node.disks)}")
+        overlays = self._setting.overlays
+        overlays.mkdir(parents=True, exist_ok=True)
+        disk_record.end_takeover(overlays)  # whatever it was, the data here are worth nothing now
+        disk_record.forget_lineage(overlays)
+        self.sizes = tuple(sizes)
+        disks = self._disks()
+        for disk, given in zip(disks, self._setting.node.disks, strict=True):
+            await self._blank(disk, overwrite=given.overwrite)
+        await images.prepare_overlays(disks)
+        qemu = await self._launch("secondary")
+        await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+        await qemu.execute("migrate-incoming", {"uri": self._setting.migration(self._setting.host)})
+        if disks:
+            await disk_secondary.prepare(qemu, disks, self._setting.nbd(self._setting.host))
+        await self._plane.become_secondary()
+        return secrets.token_hex(8)
+
+    async def _blank(self, disk: replication.Disk, *, overwrite: bool) -> None:
+        """An image of that size, to be written over from beginning to end."""
+        path = str(disk.image)
+        if not disk.image.exists():
+            await images.make_blank(disk.image, disk.format, disk.size)
+            self._kept.note(made=path)
+            return
+        if path not in self._kept.kept.made and not overwrite:
+            raise MisuseError(
+                f"{path} is there, and this node has not made it: move it away, or say overwrite = true, "
+                "for it would be written over with the other host's"
+            )
+        with contextlib.suppress(DiskError):
+            await images.examine(disk.image, disk.format, size=disk.size)
+            return
+        disk.image.unlink()
+        await images.make_blank(disk.image, disk.format, disk.size)
+        self._kept.note(made=path)
+
+    # --------------------------------------------------------------- PROTECT
+
+    async def protect(self) -> None:
+        """Copies the disks to the waiting secondary, and migrates into COLO. Raises ColoproxyError."""
+        qemu = self.qemu
+        if qemu is None:
+            raise VmmError("there is no QEMU")
+        peer, node = other(self._setting.host), self._setting.node
+        await self._measure()
+        disks = self._disks()
+        try:
+            if disks:
+                await resync.resync(
+                    qemu,
+                    disks,
+                    self._setting.nbd(peer),
+                    resync.new_token(),
+                    bandwidth=node.resync_speed,
+                    report=self._report,
+                )
+        finally:
+            self.progress = None
+        await self._plane.become_primary()
+        period = self._setting.pair.checkpoint.timing().checkpoint_delay_ms or ON_DEMAND_ONLY
+        await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+        await qemu.execute("migrate-set-parameters", {"x-checkpoint-delay": period, "max-bandwidth": _MAX_BANDWIDTH})
+        with qemu.watch("MIGRATION", "RESUME", "COLO_EXIT") as events:
+            await qemu.execute("migrate", {"uri": self._setting.migration(peer)})
+            await events.next(_is_colo, 24 * 3600.0)
+            await events.next(_is_resumed, COLO_S)
+
+    def _report(self, progress: resync.Progress) -> None:
+        self.progress = progress
+
+    # ------------------------------------------------------------------ disks
+
+    async def _measure(self) -> None:
+        """The sizes of our images, once. Raises DiskError."""
+        if not self.sizes:
+            found = [
+                await images.inspect(Path(disk.image), disk.format) if self.qemu is None else await self._size_of(index)
+                for index, disk in enumerate(self._setting.node.disks)
+            ]
+            self.sizes = tuple(image if isinstance(image, int) else image.size for image in found)
+
+    async def _size_of(self, index: int) -> int:
+        """As QEMU knows it: the image is locked while it runs."""
+        assert self.qemu is not None
+        nodes = await self.qemu.execute("query-named-block-nodes")
+        name = f"colo-disk{index}"
+        if isinstance(nodes, list):
+            for node in nodes:
+                if node.get("node-name") == name:
+                    return int(node["image"]["virtual-size"])
+        raise VmmError(f"QEMU has no disk {name}")
+
+    def _disks(self) -> list[replication.Disk]:
+        if not self.sizes and self._setting.node.disks:
+            raise VmmError("the disks' sizes are not known yet")
+        return self._setting.disks(self.sizes)
+
+    async def know_sizes(self) -> None:
+        """As far as they can be known now. Never raises."""
+        with contextlib.suppress(ColoproxyError):
+            await self._measure()
+
+
+async def yank_migration(qemu: QemuProcess) -> None:
+    """Out of band, before anything else when COLO is to end; never an error. See coloproxy.run.yank."""
+    with contextlib.suppress(QmpError):
+        listed = await qemu.execute("query-yank", out_of_band=True)
+        if isinstance(listed, list) and _MIGRATION in listed:
+            await qemu.execute("yank", {"instances": [_MIGRATION]}, out_of_band=True)
+
+
+def _is_colo(event: vmm.Event) -> bool:
+    if event.name == "COLO_EXIT":
+        raise VmmError(f"COLO ended before it began: {event.data.get('reason')}")
+    if event.name != "MIGRATION":
+        return False
+    if event.data.get("status") in _ENDED:
+        raise VmmError(f"migration ended as {event.data['status']}, not in COLO; the secondary's qemu.log may say why")
+    return event.data.get("status") == "colo"
+
+
+def _is_resumed(event: vmm.Event) -> bool:
+    if event.name == "COLO_EXIT":
+        raise VmmError(f"COLO ended before its first checkpoint: {event.data.get('reason')}")
+    return event.name == "RESUME"
