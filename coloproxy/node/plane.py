@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from coloproxy.address import Address
@@ -95,10 +95,16 @@ class Plane:
             await self.end()
             raise
 
-    async def take_over(self, reason: str) -> None:
-        """The secondary's VM runs by itself now: open, announce, translate on. Idempotent. Raises ColoproxyError."""
-        assert isinstance(self.vm, SecondaryVm)
-        await self.vm.take_over(reason, force=True, tell_vmm=False)
+    async def take_over(self, reason: str, vmm: Callable[[], Awaitable[None]]) -> None:
+        """The secondary's VM is made to run by itself (`vmm`), then: open, announce, translate on. Idempotent.
+
+        Raises ColoproxyError.
+        """
+        if isinstance(self.vm, SecondaryVm):
+            await self.vm.take_over(reason, force=True, tell_vmm=False, vmm=vmm)
+        else:  # coloproxy was away in the middle of it
+            await vmm()
+            await self.serve_alone()
         self.keep_connections()
         if self._listener is not None:
             listener, self._listener = self._listener, None

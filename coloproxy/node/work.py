@@ -167,15 +167,15 @@ class Work:
         """docs/disks.md has the order; QEMU.md's measurements the reasons."""
         disks, overlays = self._disks(), self._setting.overlays
         disk_record.begin_takeover(overlays, generation)
-        await yank_migration(qemu)
-        await disk_secondary.reset(qemu)
-        with contextlib.suppress(QmpError):  # it was, before: we have been here
-            await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
-        await self._until_running(qemu)
-        if self._plane.vm is not None and self._plane.vm.state in ("standby", "abandoned", "taken-over"):
-            await self._plane.take_over(reason)
-        else:
-            await self._plane.serve_alone()
+
+        async def run_alone() -> None:
+            await yank_migration(qemu)
+            await disk_secondary.reset(qemu)
+            with contextlib.suppress(QmpError):  # it was told before: we have been here
+                await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
+            await self._until_running(qemu)
+
+        await self._plane.take_over(reason, run_alone)
         if disks:
             await disk_secondary.wait_commit(qemu, disks, COMMIT_S)
         disk_record.end_takeover(overlays)

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
@@ -183,8 +183,13 @@ class SecondaryVm(RunningVm):
 
     # --------------------------------------------------------------- control
 
-    async def take_over(self, reason: str, *, force: bool, tell_vmm: bool) -> None:
+    async def take_over(
+        self, reason: str, *, force: bool, tell_vmm: bool, vmm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         """Opens the TAPs, announces the VM, and translates on. Idempotent.
+
+        vmm: makes the VM run by itself, in the place of what tell_vmm does. What QEMU says of it, a RESUME, would
+        otherwise be taken for a checkpoint.
 
         Raises:
             MisuseError: the primary is alive, or has gone on alone; `force` says that this is known.
@@ -206,6 +211,12 @@ class SecondaryVm(RunningVm):
             try:
                 await self._qmp_take_over(self._qmp)
             except QmpError:
+                self._taken_over = ""
+                raise
+        if vmm is not None:
+            try:
+                await vmm()
+            except BaseException:
                 self._taken_over = ""
                 raise
         self.path.takeover()
