@@ -223,6 +223,14 @@ class Detector:
         self._datagrams: list[tuple[int, bytes]] = []
 
     @property
+    def confirmed(self) -> int | None:
+        """When that message of ours was sent which the peer is known to have heard last; None: it has heard none.
+
+        It does not call us dead before `timeout` has passed since then.
+        """
+        return max((path.sampled for path in self._paths), default=0) or None
+
+    @property
     def alive(self) -> bool | None:
         """The last verdict; None: there was none yet."""
         return self._alive

@@ -117,6 +117,11 @@ class Heartbeat:
         return None if self._detector is None else self._detector.alive
 
     @property
+    def confirmed(self) -> int | None:
+        """As Detector.confirmed: CLOCK_MONOTONIC ns."""
+        return None if self._detector is None else self._detector.confirmed
+
+    @property
     def boot(self) -> str | None:
         """Our own process, hex; None before start."""
         return None if self._detector is None else self._detector.boot

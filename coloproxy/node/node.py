@@ -43,6 +43,7 @@ from .work import Work
 
 log = logging.getLogger(__name__)
 
+LINK_S: Final = 1.0  # beyond the link's own time-out, for it to be made again
 PROBE_S: Final = 0.5
 PROBES: Final = 4  # in a row without any answer: it hangs
 HISTORY: Final = 200
@@ -87,6 +88,7 @@ class Node:
         self._watching: asyncio.Task[None] | None = None
         self._probe: vmm.Probe | None = None
         self._failures = 0
+        self._link_down_since: float | None = None
         self._heartbeat: Heartbeat | None = None
 
     # ------------------------------------------------------------------- life
@@ -127,7 +129,7 @@ class Node:
                 self._advertise()
                 self._heartbeat.start()
                 self._say(Event.BEGIN, "the node begins")
-                for work in (self._serve(), self._tick(), self._probe_qemu(), service.watch()):
+                for work in (self._serve(), self._tick(), self._keep_lease(), self._probe_qemu(), service.watch()):
                     tasks.append(asyncio.create_task(self._guarded(work)))
                 self._journal.write("started", {"pair": pair.name, "host": setting.host})
                 log.info("node %s of pair %s is up; control socket %s", setting.host, pair.name, setting.control_socket)
@@ -210,6 +212,7 @@ class Node:
             self._asking = None
             facts = facts.with_(claiming=False)
         self.facts = facts
+        self._renew_lease()  # before anybody hears of a pair
         if step.state is not before or step.row.write is not None:
             self._note(before, event, step.row.why, reason)
         if step.state is not before and step.state not in _BUSY:
@@ -442,6 +445,45 @@ class Node:
             if self._heartbeat is not None and self._heartbeat.alive is False:
                 self._peer_dead("still silent")
             self._say(Event.TICK, "")
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._setting.node.heartbeat.interval / 2e9)
+            self._renew_lease()
+            self._look_at_link()
+
+    def _look_at_link(self) -> None:
+        """A cable that is cut tells nobody: QEMU would wait for the other one for minutes."""
+        vm = self._plane.vm
+        if self.facts.state not in (State.PROTECTED, State.STANDBY) or vm is None or vm.link_up or self.facts.colo_lost:
+            self._link_down_since = None
+            return
+        now = time.monotonic()
+        if self._link_down_since is None:
+            self._link_down_since = now
+        elif now - self._link_down_since >= LINK_S:
+            self._link_down_since = None
+            self._lost_colo(f"the link has been down for {LINK_S:g} s")
+
+    def _renew_lease(self) -> None:
+        """While somebody may take over from us, we may speak only as long as he can't have done so.
+
+        He waits for `timeout` after the last beat of ours that he heard. A node that was stopped for longer, QEMU, data
+        path and all, therefore says nothing when it goes on, until it has heard what became of the pair.
+        """
+        standing, beat = self.facts.own.standing, self._heartbeat
+        if standing is not Standing.PRIMARY:
+            self._plane.lease(None if standing is Standing.OWNER else 0)
+            return
+        if beat is None or beat.confirmed is None:
+            self._plane.lease(0)
+            return
+        known = self.facts.peer
+        if beat.peer_state is not None:
+            with contextlib.suppress(PeerError):
+                known = decode(beat.peer_state.state).advert
+        if known is not None and known.generation <= self.facts.own.generation:
+            self._plane.lease(beat.confirmed + self._setting.node.heartbeat.timeout)
 
     # ------------------------------------------------------------------- QEMU
 

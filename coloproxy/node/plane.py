@@ -43,6 +43,7 @@ class Plane:
         self._table = setting.directory / "connections"
         self.vm: PrimaryVm | SecondaryVm | None = None
         self.muted = False
+        self._lease: int | None = None
 
     # ------------------------------------------------------------------ roles
 
@@ -116,6 +117,14 @@ class Plane:
         await self.vm.go_alone(reason, tell_vmm=False)
 
     # ------------------------------------------------------------------- TAPs
+
+    def lease(self, until_ns: int | None) -> None:
+        """A primary's: nothing reaches a client from then on, CLOCK_MONOTONIC; None: no limit. Also of one to come."""
+        if until_ns == self._lease:
+            return
+        self._lease = until_ns
+        if isinstance(self.vm, PrimaryVm):
+            self.vm.path.lease(until_ns)
 
     def mute(self) -> None:
         """Nothing of this VM reaches a client."""
@@ -200,6 +209,8 @@ class Plane:
 
     async def _start(self, vm: PrimaryVm | SecondaryVm) -> None:
         await vm.open()
+        if isinstance(vm, PrimaryVm):
+            vm.path.lease(self._lease)
         self.vm = vm
         self._running = asyncio.create_task(self._run(vm), name=f"data path of {vm.vm.name}")
         await asyncio.sleep(0)  # it begins: devices are attached

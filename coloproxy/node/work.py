@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 COLO_S: Final = 60.0  # from the RAM's end to the first checkpoint's commit
 STEP_S: Final = 5.0
+CONNECT_S: Final = 1.0
 COMMIT_S: Final = 600.0
 RUNS_S: Final = 5.0
 _POLL_S: Final = 0.02
@@ -271,6 +272,7 @@ class Work:
         peer, node = other(self._setting.host), self._setting.node
         await self._measure()
         disks = self._disks()
+        await self._until_reachable(self._setting.nbd(peer) if disks else None)
         try:
             if disks:
                 await resync.resync(
@@ -291,6 +293,19 @@ class Work:
             await qemu.execute("migrate", {"uri": self._setting.migration(peer)})
             await events.next(_is_colo, 24 * 3600.0)
             await events.next(_is_resumed, COLO_S)
+
+    async def _until_reachable(self, nbd: replication.Peer | None) -> None:
+        """While QEMU connects, its VM stands still: so first it is seen from here whether somebody would answer."""
+        while nbd is not None:
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    _, writer = await asyncio.open_connection(nbd.host, nbd.port)
+                writer.close()
+            except (OSError, TimeoutError) as error:
+                log.info("%s:%d, where the secondary's disks are, can't be reached yet: %s", nbd.host, nbd.port, error)
+                await asyncio.sleep(self._setting.node.retry / 1e9)
+            else:
+                return
 
     def _report(self, progress: resync.Progress) -> None:
         self.progress = progress

@@ -42,6 +42,7 @@ QUEUES_MAX: Final = int(lib.COLO_PATH_QUEUES)
 _BATCH: Final = 64
 _CONTROL_MAX: Final = 64 * 1024
 _NEIGHBOURS: Final = 1024
+_FOR_EVER: Final = (1 << 63) - 1
 
 # enum colo_engine_fault of csrc/coloproxy.h
 _FAULTS: Final = {
@@ -265,6 +266,10 @@ class Path:
 
     def drain(self, stopped_ns: int) -> None:
         check(lib.colo_path_drain(self._handle, stopped_ns), "Path.drain")
+
+    def lease(self, until_ns: int | None) -> None:
+        """PRIMARY: nothing goes to the clients from then on; None: no such limit. CLOCK_MONOTONIC."""
+        check(lib.colo_path_lease(self._handle, _FOR_EVER if until_ns is None else until_ns), "Path.lease")
 
     def commit(self) -> None:
         check(lib.colo_path_commit(self._handle), "Path.commit")

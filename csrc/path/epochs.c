@@ -43,6 +43,15 @@ int colo_path_drain(colo_path *p, int64_t stopped)
     return end(p, may);
 }
 
+int colo_path_lease(colo_path *p, int64_t until)
+{
+    bool may = begin(p, COLO_PATH_PRIMARY);
+
+    if (may)
+        p->lease = until;
+    return end(p, may);
+}
+
 int colo_path_commit(colo_path *p)
 {
     bool may = begin(p, COLO_PATH_PRIMARY);

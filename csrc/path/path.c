@@ -102,6 +102,7 @@ colo_path *colo_path_create(const struct colo_path_config *config)
     if (!p)
         return NULL;
     p->config = *config;
+    p->lease = INT64_MAX;
     p->marks = p->commits = -1;
     p->now = colo_path_now();
     pthread_mutex_init(&p->lock, NULL); /* plain mutexes of Linux can't fail */

@@ -199,6 +199,13 @@ int colo_path_sync(colo_path *p, uint64_t token);
 int colo_path_accept(colo_path *p);
 
 /*
+ * PRIMARY. From `until` (CLOCK_MONOTONIC ns) on nothing goes to the client side: released frames wait where they are.
+ * Whoever may be taken over from gives himself no longer than the other will wait for a sign of life, and again and
+ * again more. So one that stood still for long, thread and all, says nothing when it goes on. INT64_MAX, as in the
+ * beginning: for ever.
+ */
+int colo_path_lease(colo_path *p, int64_t until);
+/*
  * SECONDARY. The VM waits for its first state, or nobody knows yet what it does. As stand, but what clients send is kept
  * only from the primary's next STOP on, or as far as there is room: the rest comes with the primary's state.
  */

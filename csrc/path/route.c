@@ -265,8 +265,16 @@ void colo_route_released(void *ctx, const struct colo_wire_frame *frame)
     colo_route_send(p, &p->client[frame->nic], frame);
 }
 
+/* By a fresh clock: the thread may just have been stopped for seconds, in the middle of a turn. */
+static bool lease_is_over(const struct colo_path *p)
+{
+    return p->lease != INT64_MAX && colo_path_now() >= p->lease;
+}
+
 bool colo_route_may_read_released(const struct colo_path *p)
 {
+    if (lease_is_over(p))
+        return false;
     for (int nic = 0; nic < p->config.nics; nic++)
         if (!colo_wire_has_room(&p->client[nic], p->config.max_frame))
             return false;
@@ -372,7 +380,7 @@ static bool is_question(const struct colo_wire_frame *frame)
 
 static void ask(struct colo_path *p, const struct colo_wire_frame *frame)
 {
-    if (!is_question(frame) || !colo_wire_has_room(&p->client[frame->nic], frame->len))
+    if (!is_question(frame) || lease_is_over(p) || !colo_wire_has_room(&p->client[frame->nic], frame->len))
         return;
     p->counters.asked++;
     colo_route_send(p, &p->client[frame->nic], frame);

@@ -64,6 +64,7 @@ struct colo_path {
     int64_t early_mark;      /* PRIMARY: when a mark came that no STOP known here explains yet, 0: there is none */
     uint64_t token;          /* that a SYNC must bring, 0: any is too late */
     bool hurry;              /* something was read for which there is room now */
+    int64_t lease;           /* PRIMARY: nothing goes to the client side from then on */
     bool standing;           /* the VM stands still, for a checkpoint perhaps */
     bool waiting;            /* SECONDARY: ... for its first: what clients sent before it comes with the primary's state */
     bool taken_over;

@@ -118,6 +118,31 @@ static void test_a_takeover(void)
     tear_down();
 }
 
+/* What is released when the lease is over waits, and leaves in order when there is another one. */
+static void test_a_lease(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    set_up(1);
+    CHECK_EQ(colo_path_lease(s.path, 1), COLO_ERR_MISUSE); /* the primary's */
+    CHECK_EQ(colo_path_lease(p.path, (now.tv_sec + 3600) * INT64_C(1000000000)), 0);
+    comparator_releases(1);
+    CHECK_EQ(path_next(p.client[0], false, false), 1);
+    CHECK_EQ(colo_path_lease(p.path, now.tv_sec * INT64_C(1000000000)), 0);
+    for (uint8_t i = 2; i <= 50; i++)
+        comparator_releases(i);
+    CHECK(path_silent(p.client[0]));
+    client_says(&p, 0, 51); /* the other way is as ever */
+    CHECK_EQ(path_next(p.vm[0], true, false), 51);
+    CHECK_EQ(path_next(s.vm[0], true, false), 51);
+    CHECK(path_silent(p.client[0]));
+    CHECK_EQ(colo_path_lease(p.path, INT64_MAX), 0);
+    for (uint8_t i = 2; i <= 50; i++)
+        CHECK_EQ(path_next(p.client[0], false, false), i);
+    tear_down();
+}
+
 /* A checkpoint, in the order in which both sides hear of it. */
 static void test_checkpoints(void)
 {
@@ -500,6 +525,7 @@ static void test_calls_from_many_threads(void)
 CHECK_MAIN(
     TEST(test_a_pair),
     TEST(test_a_takeover),
+    TEST(test_a_lease),
     TEST(test_checkpoints),
     TEST(test_a_gate_holds_until_qmp_is_dealt_with),
     TEST(test_a_link_that_comes_back),
