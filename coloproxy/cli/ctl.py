@@ -17,6 +17,7 @@ from coloproxy.cli.config import RoleOption, load_or_exit
 from coloproxy.control.client import ControlClient
 from coloproxy.control.view import line, render
 from coloproxy.errors import ControlError, ControlUnreachable
+from coloproxy.node.view import render as render_nodes
 from coloproxy.pair.model import RUNTIME_DIRECTORY
 
 UNREACHABLE = 3
@@ -34,6 +35,7 @@ class Command(enum.Enum):
     FAILOVER = "failover"
     ALONE = "alone"
     RELOAD = "reload"
+    START = "start"
 
 
 CTL_HELP = """
@@ -43,6 +45,11 @@ Asks a running coloproxy on this host.
 secondary takes over: its TAPs open to the network and it announces itself. Make sure first that the primary is dead or
 cut off. [bold]alone[/bold]: the primary goes on without a secondary: releases what it holds and passes everything.
 [bold]reload[/bold]: reads the pair's file again.
+
+Of [bold]coloproxy node[/bold], which decides by itself: [bold]status[/bold], [bold]checkpoint[/bold];
+[bold]start[/bold]: runs a VM again that its guest has shut down; [bold]failover --force[/bold] or
+[bold]alone --force[/bold]: go on here, whatever the other host does. You must know that it is off, or choose to lose
+its data.
 """
 
 EPILOG = r"""
@@ -65,7 +72,11 @@ def ctl(
     vm: Annotated[str | None, typer.Option(metavar="NAME", help="That VM alone; left out: all of the pair's.")] = None,
     reason: Annotated[str | None, typer.Option(metavar="TEXT", help="For the logs of both hosts.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="failover, though the primary is alive: it is silenced first, if it hears.")
+        bool,
+        typer.Option(
+            "--force",
+            help="failover, though the primary is alive: it is silenced first, if it hears. Node: go on here.",
+        ),
     ] = False,
     network_only: Annotated[
         bool,
@@ -90,8 +101,8 @@ def ctl(
     if command is not Command.STATUS:
         arguments |= {"wait_s": wait} if wait is not None else {}
         arguments |= {"reason": reason} if reason is not None else {}
-    if force and command is not Command.FAILOVER:
-        raise typer.BadParameter("--force is for failover")
+    if force and command not in (Command.FAILOVER, Command.ALONE):
+        raise typer.BadParameter("--force is for failover, and for alone of a node")
     if network_only and command not in (Command.FAILOVER, Command.ALONE):
         raise typer.BadParameter("--network-only is for failover and alone")
     arguments |= {name: True for name, given in (("force", force), ("network_only", network_only)) if given}
@@ -117,7 +128,7 @@ def _socket(config: Path | None, role: RoleOption | None, socket: Path | None) -
     if config is not None or role is not None:
         raise typer.BadParameter("-c and --role go together: each role has a socket of its own")
     found = sorted(RUNTIME_DIRECTORY.glob("*.sock"))
-    found = [path for path in found if path.stem.endswith(("-primary", "-secondary"))]
+    found = [path for path in found if path.stem.endswith(("-primary", "-secondary", "-a", "-b"))]
     if len(found) == 1:
         return found[0]
     what = f"several: {', '.join(path.name for path in found)}" if found else "none"
@@ -129,7 +140,7 @@ def _show(command: Command, answer: Any) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPE_WIDTH)
     if command is Command.STATUS and isinstance(answer, dict):
-        console.print(render(answer))
+        console.print(render_nodes(answer, None) if "host" in answer else render(answer))
     elif isinstance(answer, dict) and answer:
         console.print(line(answer))
     else:
