@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 T ?= 60
 QUICK ?=
+H ?= 1
 CSRC := $(wildcard csrc/*.c csrc/*.h csrc/path/*.c csrc/path/*.h csrc/traffic/*.c csrc/traffic/*.h)
 
 help:
@@ -15,6 +16,7 @@ help:
 	@echo "make check  the part of it that needs neither root nor a VM"
 	@echo "make fuzz   libFuzzer on each entry point of the C core, T=60 seconds each (root, Debian, or clang)"
 	@echo "make bench  all that is measured, beside QEMU's own colo-compare (root, Debian); QUICK=1: a smoke run"
+	@echo "make soak   a pair whose hosts die in turns for H=1 hours: SIGKILL, SIGSTOP, cut cables (root, Debian)"
 	@echo "make lint   ruff and mypy only"
 	@echo "make clean  forget all that was built here"
 
@@ -48,6 +50,9 @@ fuzz: install
 bench: install
 	$(BIN)/python tools/run_bench.py $(if $(QUICK),--quick)
 
+soak: install
+	$(BIN)/python tools/node_cycles.py --hours $(H) --death kill stop cut link --keep-going --json soak.json --logs soak-logs
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +61,4 @@ lint: install
 clean:
 	rm -rf $(VENV) build *.egg-info csrc/build tests/c/build tests/fuzz/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help deps install demo test check fuzz bench lint clean
+.PHONY: help deps install demo test check fuzz bench soak lint clean

@@ -75,7 +75,7 @@ def ctl(
         bool,
         typer.Option(
             "--force",
-            help="failover, though the primary is alive: it is silenced first, if it hears. Node: go on here.",
+            help="failover, though the primary is alive: it is silenced first. Node: go on here.",
         ),
     ] = False,
     network_only: Annotated[

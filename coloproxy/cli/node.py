@@ -24,8 +24,8 @@ def node(
 ) -> None:
     """Take a VM from an image on disk to a protected pair, keep it so, fail over, and protect the survivor again.
 
-    Run it on both hosts, under a supervisor that starts it again. The pair begins on the host that has the disks' images
-    ([b]a[/b] if both have). QEMU is started by the node and outlives it; a node that starts again adopts it.
+    Run it on both hosts, under a supervisor that starts it again. The pair begins on the host that has the disks'
+    images ([b]a[/b] if both have). QEMU is started by the node and outlives it; a node that starts again adopts it.
 
     What it does and why is in [b]coloproxy status[/b] and in the log, a line for each change of state. Needs root.
 
