@@ -201,7 +201,7 @@ class Node:
             return
         before = self.facts.state
         if step.record != self.facts.own:
-            self._kept.write(step.record)
+            await asyncio.to_thread(self._kept.write, step.record)  # a busy disk must not look like our death
         facts = self.facts.with_(state=step.state, own=step.record)
         if before is State.PROTECT and event is not Event.COLO and facts.offer:
             facts = facts.with_(spent=facts.offer)

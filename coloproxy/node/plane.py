@@ -106,7 +106,7 @@ class Plane:
         else:  # coloproxy was away in the middle of it
             await vmm()
             await self.serve_alone()
-        self.keep_connections()
+        await asyncio.to_thread(self.keep_connections)
         if self._listener is not None:
             listener, self._listener = self._listener, None
             await listener.close()

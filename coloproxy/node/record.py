@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -28,24 +29,27 @@ class Kept:
 
 
 class RecordFile:
-    """Of one state directory, which the caller has locked."""
+    """Of one state directory, which the caller has locked. Any thread may write."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.json"
+        self._lock = threading.Lock()
         self.kept = self._load()
 
     def write(self, record: Record) -> None:
         """When this returns the record is on disk. Raises OSError: then nothing that rests on it may be done."""
-        self._save(replace(self.kept, record=record))
+        with self._lock:
+            self._save(replace(self.kept, record=record))
 
     def note(self, *, secondary: bool | None = None, made: str | None = None) -> None:
         """The rest. Raises OSError."""
-        kept = self.kept
-        if secondary is not None:
-            kept = replace(kept, secondary=secondary)
-        if made is not None and made not in kept.made:
-            kept = replace(kept, made=(*kept.made, made))
-        self._save(kept)
+        with self._lock:
+            kept = self.kept
+            if secondary is not None:
+                kept = replace(kept, secondary=secondary)
+            if made is not None and made not in kept.made:
+                kept = replace(kept, made=(*kept.made, made))
+            self._save(kept)
 
     def _save(self, kept: Kept) -> None:
         if kept == self.kept:

@@ -112,7 +112,7 @@ class Work:
             self._acceleration = await asyncio.to_thread(vmm.choose_acceleration, wanted)
         machine = self._setting.machine(self._acceleration)
         argv = vmm.command_line(machine, self._state.files, role)
-        self._kept.note(secondary=role == "secondary")
+        await asyncio.to_thread(self._kept.note, secondary=role == "secondary")
         try:
             qemu = await QemuProcess.launch(
                 self._state,
@@ -159,15 +159,17 @@ class Work:
             await recover.recover(disks)
         for disk in disks:
             await images.examine(disk.image, disk.format)
-            self._kept.note(made=str(disk.image))  # from now on it is the pair's, to be written over if we fall behind
-        disk_record.forget_lineage(overlays)
+            await asyncio.to_thread(
+                self._kept.note, made=str(disk.image)
+            )  # from now on it is the pair's, to be written over if we fall behind
+        await asyncio.to_thread(disk_record.forget_lineage, overlays)
         qemu = await self._launch("primary")
         await self._until_running(qemu)
 
     async def _take_over(self, qemu: QemuProcess, generation: int, reason: str) -> None:
         """docs/disks.md has the order; QEMU.md's measurements the reasons."""
         disks, overlays = self._disks(), self._setting.overlays
-        disk_record.begin_takeover(overlays, generation)
+        await asyncio.to_thread(disk_record.begin_takeover, overlays, generation)
 
         async def run_alone() -> None:
             await yank_migration(qemu)
@@ -179,10 +181,10 @@ class Work:
         await self._plane.take_over(reason, run_alone)
         if disks:
             await disk_secondary.wait_commit(qemu, disks, COMMIT_S)
-        disk_record.end_takeover(overlays)
+        await asyncio.to_thread(disk_record.end_takeover, overlays)
         if disks:
             await disk_secondary.clean_up(qemu, disks)
-        self._kept.note(secondary=False)
+        await asyncio.to_thread(self._kept.note, secondary=False)
 
     async def _go_alone(self, qemu: QemuProcess, reason: str) -> None:
         """The secondary is no more: whatever of it QEMU still waits for is broken off."""
@@ -228,8 +230,10 @@ class Work:
             raise MisuseError(f"the primary has {len(sizes)} disks, this host's file {len(self._setting.node.disks)}")
         overlays = self._setting.overlays
         overlays.mkdir(parents=True, exist_ok=True)
-        disk_record.end_takeover(overlays)  # whatever it was, the data here are worth nothing now
-        disk_record.forget_lineage(overlays)
+        await asyncio.to_thread(
+            disk_record.end_takeover, overlays
+        )  # whatever it was, the data here are worth nothing now
+        await asyncio.to_thread(disk_record.forget_lineage, overlays)
         self.sizes = tuple(sizes)
         disks = self._disks()
         for disk, given in zip(disks, self._setting.node.disks, strict=True):
@@ -248,7 +252,7 @@ class Work:
         path = str(disk.image)
         if not disk.image.exists():
             await images.make_blank(disk.image, disk.format, disk.size)
-            self._kept.note(made=path)
+            await asyncio.to_thread(self._kept.note, made=path)
             return
         if path not in self._kept.kept.made and not overwrite:
             raise MisuseError(
@@ -260,7 +264,7 @@ class Work:
             return
         disk.image.unlink()
         await images.make_blank(disk.image, disk.format, disk.size)
-        self._kept.note(made=path)
+        await asyncio.to_thread(self._kept.note, made=path)
 
     # --------------------------------------------------------------- PROTECT
 

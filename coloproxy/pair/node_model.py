@@ -149,7 +149,7 @@ class Node(Table):
     """`coloproxy node`: starts the VM, keeps it protected, fails over, protects again. docs/node.md."""
 
     address: Annotated[str, Ip(), PerHost(), Example('{ a = "192.0.2.1", b = "192.0.2.2" }')] = Field(
-        description="This host's, for the other one's NBD and migration. A network of the two alone: both are plain text."
+        description="This host's, for NBD and migration. A network of the two alone: both are plain text."
     )
     nbd_port: Annotated[int, Count(1, 65535)] = Field(default=9830, description="Disks are written to there.")
     migration_port: Annotated[int, Count(1, 65535)] = Field(default=9831, description="The VM's state goes to there.")
