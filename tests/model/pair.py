@@ -2,27 +2,37 @@
 """All that two nodes, their network, an arbiter and failures can make of the table of coloproxy/node/machine.py.
 
 An explicit-state search, breadth first. The table is the code's own; here is the world around it, with everything that
-may happen at any time happening at every time: messages late or lost in either direction, processes, VMs and hosts
-that die and come back, claims whose answer is lost, COLO that breaks. Failures are bounded by a budget, recoveries are
-free. Generations are counted from the lowest one, so that the world is finite.
+may happen at any time happening at every time: messages lost in either direction, processes, VMs and hosts that die,
+freeze, and come back, hosts that come back with an empty disk, claims whose answer is lost or late, an arbiter that is
+away, COLO that breaks, a VM that can't be made to run, a guest that powers off, an operator who forces a node because
+the other host is down. Failures (and the guest's and operator's acts) are bounded by a budget, recoveries are free.
+
+Worlds that differ only in what can't matter are one: generations are counted from the lowest one, offers are numbered
+as they are met, and the hosts are exchanged for one another once neither of them is fresh.
 
 Judged are, of every state that can be reached:
 
     reachable  no two VMs serve clients by themselves (R5)
     truth      never two owners; whoever serves has all that clients were told (R1, in the large)
-    progress   without further failures a protected pair can be reached, but for the states named in EXCUSED
+    record     its generation never shrinks
+    progress   without further failures a protected pair can be reached, but for the states named in is_excused
 """
 
 from __future__ import annotations
 
 import enum
+import random
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-from coloproxy.node.facts import Facts, Standing, State, VmView
+from coloproxy.node.facts import HOSTS, Advert, Facts, Record, Standing, State, VmView
 from coloproxy.node.machine import Action, Event, decide
+
+from .pair_node import NEW, Decide, Node, Nodes, Shrunk
 
 
 class Kind(enum.Enum):
@@ -34,45 +44,46 @@ class Kind(enum.Enum):
     STOP = "on_partition = stop"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    facts: Facts
-    up: bool = True  # the coloproxy process
-    host_up: bool = True
-    is_open: bool = False  # the TAPs
-    doing: Action | None = None  # the long action under way
-    lost_colo: bool = False  # QEMU has said so, and it has not been heard yet
-    behind: bool = False  # clients were told what is not here
+class Claim(NamedTuple):
+    generation: int
+    host: int
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+NOBODY: Final = Claim(0, -1)
+
+
+class World(NamedTuple):
     a: Node
     b: Node
-    linked: bool = False  # the two QEMUs run in COLO with one another
-    cut: tuple[bool, bool] = (False, False)  # from a to b, from b to a
-    register: tuple[int, str] = (0, "")
-    ghost: tuple[int, str] = (0, "")  # a claim that nobody waits for any more, on its way to the register
+    linked: bool = False
+    """The two QEMUs run in COLO with one another."""
+    cut_a: bool = False
+    """What a sends is lost."""
+    cut_b: bool = False
+    register: Claim = NOBODY
+    away: bool = False
+    """The register can't be reached."""
+    ghosts: tuple[Claim, ...] = ()
+    """Claims that nobody waits for any more, on their way to the register."""
+    given_up: int = -1
+    """The host whose data an operator gave up: it comes back where it hears the other one, and not elsewhere."""
     faults: int = 0
-    offers: int = 0
 
     def node(self, i: int) -> Node:
-        return self.b if i else self.a
+        return self[i]  # type: ignore[return-value]
 
-    def put(self, i: int, node: Node, **changes: object) -> World:
-        return replace(self, **{"ab"[i]: node}, **changes)  # type: ignore[arg-type]
+    def cut(self, i: int) -> bool:
+        return self[3 + i]  # type: ignore[return-value]
+
+    def put(self, i: int, node: Node) -> World:
+        return World(node, *self[1:]) if i == 0 else World(self[0], node, *self[2:])
 
 
-_LONG: Final = frozenset({Action.SETTLE, Action.PREPARE, Action.PROTECT})
+Name = tuple[int, str]
+"""Who does it, and what; -1: nobody's node."""
+Steps = Iterator[tuple[Name, bool, World]]
 _SERVES: Final = frozenset({State.SETTLE, State.ALONE, State.PROTECT})
-_ASKS: Final = frozenset({State.SUSPENDED, State.YIELDED, State.CLAIM, State.STOPPED})
-_OFFERS: Final = 3
-
-
-def begin(kind: Kind) -> World:
-    """Two hosts, one image."""
-    a, b = (Node(Facts(host, register=kind is Kind.REGISTER, image=host == "a")) for host in ("a", "b"))  # type: ignore[arg-type]
-    return World(a, b)
+_MISSES: Final = frozenset({State.STANDBY, State.PROTECTED})
 
 
 @dataclass
@@ -82,35 +93,70 @@ class Search:
     kind: Kind
     budget: int
     limit: int = 2_000_000
-    seen: dict[World, tuple[World, str] | None] = field(default_factory=dict)
+    decide: Decide = decide
+    nodes: Nodes = field(init=False)
+    seen: dict[World, tuple[World, Name, bool] | None] = field(default_factory=dict)
     forward: dict[World, list[World]] = field(default_factory=dict)  # without failures
     problem: tuple[str, World] | None = None
     complete: bool = True
 
+    def __post_init__(self) -> None:
+        self.nodes = Nodes(self.decide, register=self.kind is Kind.REGISTER)
+
     # ---------------------------------------------------------------- the search
 
+    def begin(self) -> World:
+        """Two hosts, one image."""
+        facts = [Facts(host, register=self.kind is Kind.REGISTER, image=host == "a") for host in HOSTS]
+        return World(*(self.nodes.keep(Node(each)) for each in facts))
+
     def run(self) -> Search:
-        first = begin(self.kind)
+        first = self.begin()
         self.seen[first] = None
         queue = deque([first])
         while queue:
             world = queue.popleft()
-            self.forward[world] = []
-            for name, is_fault, after in self.steps(world):
-                after = normal(after)
-                if not is_fault:
-                    self.forward[world].append(after)
-                if after in self.seen:
-                    continue
-                self.seen[after] = (world, name)
+            forward = self.forward[world] = []
+            try:
+                for name, is_fault, raw in self.steps(world):
+                    after, swapped = self.normal(raw)
+                    if not is_fault:
+                        forward.append(after)
+                    if after in self.seen:
+                        continue
+                    self.seen[after] = (world, name, swapped)
+                    wrong = judge(after)
+                    if wrong is not None:
+                        self.problem = (wrong, after)
+                        return self
+                    if len(self.seen) >= self.limit:
+                        self.complete = False
+                        return self
+                    queue.append(after)
+            except Shrunk as wrong:
+                self.problem = (f"record: its generation shrinks: {wrong}", world)
+                return self
+        return self
+
+    def walk(self, seed: int, depth: int) -> Search:
+        """One way through it, by chance; every fourth step at most is a failure."""
+        dice = random.Random(seed)
+        world = self.begin()
+        self.seen[world] = None
+        for _ in range(depth):
+            may = list(self.steps(world))
+            faults = [step for step in may if step[1]]
+            rest = [step for step in may if not step[1]]
+            name, _, raw = dice.choice(faults if faults and dice.random() < 0.25 else rest)
+            after, swapped = self.normal(raw)
+            after = after._replace(faults=0)
+            if after not in self.seen:
+                self.seen[after] = (world, name, swapped)
                 wrong = judge(after)
                 if wrong is not None:
                     self.problem = (wrong, after)
                     return self
-                if len(self.seen) >= self.limit:
-                    self.complete = False
-                    return self
-                queue.append(after)
+            world = after
         return self
 
     def stuck(self) -> list[World]:
@@ -130,228 +176,292 @@ class Search:
 
     def story(self, world: World) -> list[str]:
         """How one gets there."""
-        lines = [describe(world)]
+        steps = []
         step = self.seen[world]
         while step is not None:
-            before, name = step
-            lines += [f"-- {name}", describe(before)]
-            step = self.seen[before]
-        return lines[::-1]
+            steps.append((world, *step[1:]))
+            world = step[0]
+            step = self.seen[world]
+        lines, swapped = [describe(world, False)], False
+        for after, (i, text), swaps in reversed(steps):
+            who = "" if i < 0 else HOSTS[i ^ swapped] + " "
+            swapped ^= swaps
+            lines += [f"-- {who}{text}", describe(after, swapped)]
+        return lines
+
+    def normal(self, w: World) -> tuple[World, bool]:
+        """The one of all worlds like this one, and whether the hosts have changed their names in it."""
+        fresh = (Standing.FRESH,)
+        swap = w.a.shape > w.b.shape and not any(
+            n.facts.own.standing in fresh
+            or (n.facts.peer is not None and n.facts.peer.standing in fresh)
+            or (n.old is not None and n.old.standing in fresh)
+            for n in (w.a, w.b)
+        )
+        a, b = (w.b, w.a) if swap else (w.a, w.b)
+        ghosts = w.ghosts and tuple(sorted({g for g in w.ghosts if g.generation > w.register.generation}))
+        lows = [a.low, b.low, w.register.generation, *(g.generation for g in ghosts)]
+        shift = max(min((low for low in lows if low), default=1) - 1, 0)
+        names: dict[str, str] = {}
+        for offer in (*a.offers, *b.offers):
+            names.setdefault(offer, str(len(names) + 1))
+        same = all(x == y for x, y in names.items()) and all(s in names for s in (*a.spents, *b.spents))
+        if not swap and not shift and same:
+            return (w if ghosts == w.ghosts else w._replace(ghosts=ghosts)), False
+        mapping = tuple(names.items())
+        a, b = self.nodes.renamed(a, shift, mapping, swap), self.nodes.renamed(b, shift, mapping, swap)
+        if not swap and not shift:
+            return World(a, b, *w[2:7], ghosts, *w[8:]), False
+
+        def claim(c: Claim) -> Claim:
+            if not c.generation:
+                return c
+            return Claim(max(c.generation - shift, 0), c.host ^ swap) if c.generation > shift else NOBODY
+
+        return World(
+            a, b, w.linked, w.cut(0 ^ swap), w.cut(1 ^ swap), claim(w.register), w.away,
+            tuple(sorted(claim(g) for g in ghosts)), w.given_up ^ swap if w.given_up >= 0 else -1, w.faults,
+        ), swap  # fmt: skip
 
     # ------------------------------------------------------------------ the steps
 
-    def steps(self, w: World) -> Iterator[tuple[str, bool, World]]:
+    def steps(self, w: World) -> Steps:
         """What may happen: its name, whether it is a failure, and what comes of it."""
+        may_fail = w.faults < self.budget and not self.is_promised(w)
+        failed = w._replace(faults=w.faults + 1)
         for i in (0, 1):
-            yield from self._of_node(w, i)
-        may_fail = w.faults < self.budget
-        if may_fail:
-            failed = replace(w, faults=w.faults + 1)
-            for i in (0, 1):
+            yield from self._of_node(w, i, may_fail)
+            if may_fail:
                 yield from self._failures(failed, i)
-            if w.linked:
-                yield "COLO breaks", True, _unlink(failed)
-        if w.ghost[0]:
-            wins = w.register[0] < w.ghost[0]
-            yield "a claim of old comes", False, replace(w, ghost=(0, ""), register=w.ghost if wins else w.register)
-        for way in (0, 1):
-            cut = tuple(not c if k == way else c for k, c in enumerate(w.cut))
-            if w.cut[way]:
-                yield f"{'ab'[way]}'s messages come again", False, replace(w, cut=cut)  # type: ignore[arg-type]
-            elif may_fail:
-                cut_off = replace(w, cut=cut, faults=w.faults + 1)  # type: ignore[arg-type]
-                yield f"{'ab'[way]}'s messages are lost", True, cut_off
+        if may_fail and w.linked:
+            yield (-1, "COLO breaks"), True, self.unlinked(failed)
+        for ghost in w.ghosts:
+            ghosts = tuple(g for g in w.ghosts if g != ghost)
+            yield (ghost.host, "'s claim of old comes"), False, w._replace(ghosts=ghosts, register=ghost)
+        if w.away:
+            yield (-1, "the register is there again"), False, w._replace(away=False)
+        elif may_fail and self.kind is Kind.REGISTER:
+            yield (-1, "the register is away"), True, failed._replace(away=True)
+        if w.cut_a:
+            yield (0, "'s messages come again"), False, w._replace(cut_a=False)
+        elif may_fail:
+            yield (0, "'s messages are lost"), True, failed._replace(cut_a=True)
+        if w.cut_b:
+            yield (1, "'s messages come again"), False, w._replace(cut_b=False)
+        elif may_fail:
+            yield (1, "'s messages are lost"), True, failed._replace(cut_b=True)
 
-    def _of_node(self, w: World, i: int) -> Iterator[tuple[str, bool, World]]:
-        me, peer, name = w.node(i), w.node(1 - i), "ab"[i]
+    def is_promised(self, w: World) -> bool:
+        """An operator has promised that the two hear each other, and they have not yet."""
+        return w.given_up >= 0 and w.node(w.given_up).host_up
+
+    def _of_node(self, w: World, i: int, may_fail: bool) -> Steps:
+        me, peer, nodes = w.node(i), w.node(1 - i), self.nodes
         if not me.host_up:
-            yield f"{name}'s host comes back", False, w.put(i, replace(me, host_up=True))
+            if w.given_up != i or (peer.up and not peer.frozen and not w.cut_a and not w.cut_b):
+                yield (i, "'s host comes back"), False, w.put(i, nodes.once("boot", lambda n: nodes.keep(n, host_up=True), me))
             return
         if not me.up:
-            facts = Facts(
-                me.facts.host, own=me.facts.own, vm=me.facts.vm, register=me.facts.register, image=me.facts.image
-            )
-            fresh = replace(me, up=True, facts=facts, doing=None, is_open=False)
-            yield f"{name} begins", False, self.happens(w.put(i, fresh), i, Event.BEGIN)
+            yield from self.happens("begins", w.put(i, nodes.began(me)), i, Event.BEGIN, may_fail)
             return
-        if peer.up and not w.cut[1 - i]:
-            heard = replace(me, facts=me.facts.with_(peer=peer.facts.advert(), alive=True))
-            yield f"{name} hears the peer", False, self.happens(w.put(i, heard), i, Event.PEER)
-        elif me.facts.alive or me.facts.peer is None or me.facts.state in (State.STANDBY, State.PROTECTED):
-            deaf = replace(me, facts=me.facts.with_(alive=False))
-            yield f"{name} hears nothing", False, self.happens(w.put(i, deaf), i, Event.PEER_DEAD)
-        yield f"{name} ticks", False, self.happens(w, i, Event.TICK)
+        if me.frozen:
+            thawed = nodes.once("thaw", lambda n: nodes.keep(n, frozen=False), me)
+            yield (i, "thaws"), False, w.put(i, thawed)
+            if me.old is not None:
+                late = nodes.once("late", lambda n: nodes.keep(n, frozen=False, peer=n.old, alive=True), me)
+                yield from self.happens("thaws, and hears what the peer said of old", w.put(i, late), i, Event.PEER, may_fail)
+            return
+        if peer.up and not peer.frozen and not w.cut(1 - i):
+            heard = w.put(i, nodes.hears(me, peer))
+            if w.given_up == i:
+                heard = heard._replace(given_up=-1)
+            yield from self.happens("hears the peer", heard, i, Event.PEER, may_fail)
+        elif me.facts.alive or me.facts.peer is None or me.facts.state in _MISSES:
+            yield from self.happens("hears nothing", w.put(i, nodes.deaf(me)), i, Event.PEER_DEAD, may_fail)
+        yield from self.happens("ticks", w, i, Event.TICK, may_fail)
         if me.lost_colo:
-            told = replace(me, lost_colo=False, facts=me.facts.with_(colo_lost=True, vm=_after_colo(me.facts.vm)))
-            yield f"{name} hears that COLO is over", False, self.happens(w.put(i, told), i, Event.COLO_LOST)
+            told = w.put(i, nodes.hears_of_colo(me))
+            yield from self.happens("hears that COLO is over", told, i, Event.COLO_LOST, may_fail)
         if me.facts.claiming:
-            yield from self._claims(w, i)
+            yield from self._claims(w, i, may_fail)
         if me.doing is not None:
-            yield from self._ends(w, i)
+            yield from self._ends(w, i, may_fail)
+        if me.facts.state in (State.STOPPED, State.FAILED):
+            yield from self.happens("is started by the operator", w, i, Event.START, may_fail)
 
-    def _claims(self, w: World, i: int) -> Iterator[tuple[str, bool, World]]:
-        me, name = w.node(i), "ab"[i]
-        answered = replace(me, facts=me.facts.with_(claiming=False))
-        claimed, done = me.facts.claimed, w.put(i, answered)
-        may_fail = w.faults < self.budget
+    def _claims(self, w: World, i: int, may_fail: bool) -> Steps:
+        me, nodes = w.node(i), self.nodes
+        done = w.put(i, nodes.once("done", lambda n: nodes.keep(n, claiming=False), me))
+        if me.answer is not None:
+            # the row of WON looks at `claimed`, so the facts keep it until the event is over
+            yield from self.answered(f"hears that it has {me.answer.value}", w, i, me.answer, may_fail)
+            if may_fail:
+                yield from self.answered("does not hear the answer", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False)
+            return
         match self.kind:
             case Kind.REGISTER:
-                won = w.register[0] < claimed or w.register == (claimed, name)
-                after = replace(done, register=(claimed, name)) if won else done
-                yield f"{name} asks", False, self.happens(after, i, Event.WON if won else Event.LOST)
-                if may_fail:
-                    lost = replace(after, faults=w.faults + 1)
-                    yield f"{name} asks, the answer is lost", True, self.happens(lost, i, Event.UNKNOWN)
-                    away = replace(done, faults=w.faults + 1)
-                    yield f"{name} asks in vain", True, self.happens(away, i, Event.UNKNOWN)
+                if w.away:
+                    yield from self.answered("asks in vain", w, i, Event.UNKNOWN, may_fail)
+                    return
+                claim = Claim(me.facts.claimed, i)
+                won = w.register.generation < claim.generation or w.register == claim
+                answer = Event.WON if won else Event.LOST
+                pending = nodes.once(f"answer {won}", lambda n: nodes.keep(n, answer=answer), me)
+                yield (i, "asks"), False, w.put(i, pending)._replace(register=claim if won else w.register)
             case Kind.FENCE:
-                shot = _crash(done, 1 - i)
-                yield f"{name} fences the peer", False, self.happens(shot, i, Event.WON)
+                pending = nodes.once("fenced", lambda n: nodes.keep(n, answer=Event.WON), me)
+                yield (i, "fences the peer"), False, self.crash(w.put(i, pending), 1 - i)
                 if may_fail:
-                    away = replace(done, faults=w.faults + 1)
-                    yield f"{name}'s fencing fails", True, self.happens(away, i, Event.UNKNOWN)
+                    yield from self.answered("'s fencing fails", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False)
             case Kind.PRIMARY if me.facts.own.standing is Standing.PRIMARY:
-                yield f"{name} is the primary", False, self.happens(done, i, Event.WON)
+                yield from self.answered("is the primary", w, i, Event.WON, may_fail)
             case _:
-                yield f"{name} is refused", False, self.happens(done, i, Event.UNKNOWN)
+                yield from self.answered("is refused", w, i, Event.UNKNOWN, may_fail)
+        del done
 
-    def _ends(self, w: World, i: int) -> Iterator[tuple[str, bool, World]]:
-        me, peer, name = w.node(i), w.node(1 - i), "ab"[i]
-        idle = replace(me, doing=None)
-        may_fail = w.faults < self.budget
-        failed = replace(w.put(i, idle), faults=w.faults + 1)
+    def answered(self, text: str, w: World, i: int, event: Event, may_fail: bool) -> Steps:
+        """As `happens`; the claim is over. Its generation is known until then."""
+        nodes = self.nodes
+
+        def make(node: Node) -> Node:
+            facts = node.facts.with_(claiming=False)
+            bare = Node(facts, node.up, node.host_up, node.frozen, node.is_open, node.doing, None, node.lost_colo, node.behind)
+            return bare  # not kept: `claimed` is to be seen by this one event
+
+        me = nodes.once("answered", make, w.node(i))
+        return self.happens(text, w.put(i, me), i, event, may_fail)
+
+    def _ends(self, w: World, i: int, may_fail: bool) -> Steps:
+        me, peer, nodes = w.node(i), w.node(1 - i), self.nodes
+        idle = nodes.once("idle", lambda n: nodes.keep(n, doing=None), me)
+        failed = w.put(i, idle)._replace(faults=w.faults + 1)
         match me.doing:
             case Action.SETTLE:
-                gen, owner = w.register
-                own = me.facts.own.generation
-                if self.kind is Kind.REGISTER and (gen > own or (gen == own and owner != name)):
-                    yield f"{name} finds another owner", False, self.happens(w.put(i, idle), i, Event.FAILED)
+                own, known = Claim(me.facts.own.generation, i), w.register
+                asks = self.kind is Kind.REGISTER and not w.away
+                if asks and known.generation >= own.generation and known != own:
+                    yield from self.happens("finds another owner", w.put(i, idle), i, Event.FAILED, may_fail)
                     return
-                world = _unlink(w, quiet=i) if w.linked else w
-                here = replace(
-                    world.node(i), doing=None, is_open=True, lost_colo=False,
-                    facts=me.facts.with_(vm=VmView.RUNNING, colo_lost=False, offer=""),
-                )  # fmt: skip
-                other = replace(world.node(1 - i), behind=True)
-                world = world.put(i, here).put(1 - i, other)
-                if self.kind is Kind.REGISTER:
-                    world = replace(world, register=(own, name))
-                yield f"{name}'s VM runs", False, self.happens(world, i, Event.SETTLED)
-            case Action.PREPARE:
-                offer = f"{name}{w.offers}"
-                waits = replace(
-                    idle, facts=me.facts.with_(vm=VmView.WAITING, offer=offer, colo_lost=False), lost_colo=False
+                if w.linked:
+                    out = self.unlinked(w, quiet=i)
+                    yield (i, "'s QEMU leaves COLO"), False, out.put(i, nodes.hears_of_colo(out.node(i)))
+                world = self.unlinked(w, quiet=i) if w.linked else w
+                here = nodes.keep(
+                    world.node(i), doing=None, is_open=True, lost_colo=False, vm=VmView.RUNNING, colo_lost=False, offer=""
                 )
-                world = replace(w.put(i, waits), offers=(w.offers + 1) % _OFFERS)
-                yield f"{name}'s QEMU waits", False, self.happens(world, i, Event.READY)
+                there = nodes.once("behind", lambda n: nodes.keep(n, behind=True), world.node(1 - i))
+                world = world.put(i, here).put(1 - i, there)
+                if asks:
+                    world = world._replace(register=own)
+                yield from self.happens("'s VM runs", world, i, Event.SETTLED, may_fail)
                 if may_fail:
-                    yield f"{name} can't prepare", True, self.happens(failed, i, Event.FAILED)
+                    yield from self.happens("'s VM can't be made to run", failed, i, Event.FAILED, False)
+            case Action.PREPARE:
+                waits = nodes.keep(idle, vm=VmView.WAITING, offer=NEW, colo_lost=False, lost_colo=False)
+                yield from self.happens("'s QEMU waits", w.put(i, waits), i, Event.READY, may_fail)
+                if may_fail:
+                    yield from self.happens("can't prepare", failed, i, Event.FAILED, False)
             case Action.PROTECT:
-                wants = me.facts.offer
-                there = peer.host_up and peer.facts.vm is VmView.WAITING and peer.facts.offer == wants
-                if there and w.cut == (False, False):
-                    both = w.put(1 - i, replace(peer, facts=peer.facts.with_(vm=VmView.COLO), behind=False))
-                    ours = replace(idle, facts=me.facts.with_(vm=VmView.COLO, colo_lost=False), lost_colo=False)
-                    world = replace(both.put(i, ours), linked=True)
-                    yield f"{name} migrates", False, self.happens(world, i, Event.COLO)
+                there = peer.host_up and peer.facts.vm is VmView.WAITING and peer.facts.offer == me.facts.offer
+                if there and not w.cut_a and not w.cut_b and not peer.frozen:
+                    them = nodes.keep(peer, vm=VmView.COLO, behind=False)
+                    us = nodes.keep(idle, vm=VmView.COLO, colo_lost=False, lost_colo=False)
+                    world = w.put(1 - i, them).put(i, us)._replace(linked=True)
+                    yield from self.happens("migrates", world, i, Event.COLO, may_fail)
                 else:
-                    yield f"{name} can't migrate", False, self.happens(w.put(i, idle), i, Event.FAILED)
+                    yield from self.happens("can't migrate", w.put(i, idle), i, Event.FAILED, may_fail)
                 if may_fail:
-                    yield f"{name}'s migration fails", True, self.happens(failed, i, Event.FAILED)
+                    yield from self.happens("'s migration fails", failed, i, Event.FAILED, False)
             case _:
                 raise AssertionError(me.doing)
 
-    def _failures(self, w: World, i: int) -> Iterator[tuple[str, bool, World]]:
-        me, name = w.node(i), "ab"[i]
-        if me.up:
-            dead = replace(me, up=False, is_open=False, doing=None, facts=me.facts.with_(claiming=False))
-            yield f"{name}'s coloproxy dies", True, w.put(i, dead)
+    def _failures(self, w: World, i: int) -> Steps:
+        """`w`: it is counted already."""
+        me, peer, nodes = w.node(i), w.node(1 - i), self.nodes
+        if me.up and not me.frozen:
+            yield (i, "'s coloproxy dies"), True, self.die(w, i)
+            old = peer.facts.advert() if peer.up and not peer.frozen and not w.cut(1 - i) else None
+            yield (i, "freezes"), True, w.put(i, nodes.keep(me, frozen=True, old=old))
+            if me.facts.vm in (VmView.COLO, VmView.RUNNING):
+                yield from self.happens("'s guest powers off", self.kill_vm(w, i), i, Event.VM_SHUTDOWN, False, True)
+            if not peer.host_up and w.given_up < 0 and me.facts.state is not State.FAILED:
+                forced = w.put(i, nodes.keep(me, behind=False))._replace(given_up=1 - i)
+                if nodes.plays(forced.node(i), Event.FORCE) is not None:
+                    yield from self.happens("is forced: the other host is down", forced, i, Event.FORCE, False, True)
         if me.host_up:
-            yield f"{name}'s host dies", True, _crash(w, i)
-        if me.host_up and me.facts.vm is not VmView.NONE:
-            world = _kill_vm(w, i)
-            yield f"{name}'s VM dies", True, self.happens(world, i, Event.VM_DEAD) if me.up else world
-
-    # ------------------------------------------------------------------- a node acts
-
-    def happens(self, w: World, i: int, event: Event) -> World:
-        """The node hears of the event, and does what the table says."""
-        me = w.node(i)
-        step = decide(me.facts, event)
-        if step is None:
-            return w
-        facts = me.facts.with_(state=step.state, own=step.record)
-        if me.facts.state is State.PROTECT and event is Event.FAILED:
-            facts = facts.with_(spent=me.facts.offer)
-        if step.state not in (State.SETTLE, State.JOIN, State.PROTECT):  # whatever was being done has no point any more
-            me = replace(me, doing=None)
-        if me.facts.claiming and step.state not in _ASKS:  # the answer has no meaning any more
-            facts = facts.with_(claiming=False)
-            if self.kind is Kind.REGISTER:
-                w = replace(w, ghost=(me.facts.claimed, facts.host))
-        w = w.put(i, replace(me, facts=facts))
-        for action in step.actions:
-            w = self._act(w, i, action)
-        return w
-
-    def _act(self, w: World, i: int, action: Action) -> World:
-        me = w.node(i)
-        match action:
-            case Action.CLAIM:
-                return w.put(i, replace(me, facts=me.facts.with_(claiming=True, claimed=me.facts.next_generation)))
-            case Action.MUTE:
-                return w.put(i, replace(me, is_open=False))
-            case Action.ADOPT:
-                is_primary = me.facts.own.standing is Standing.PRIMARY
-                return w.put(i, replace(me, is_open=is_primary and me.facts.state is State.PROTECTED))
-            case Action.DISCARD:
-                w = _kill_vm(w, i)
-                return w.put(i, replace(w.node(i), is_open=False, doing=None))
-            case Action.PROTECT:
-                assert me.facts.peer is not None
-                me = replace(me, facts=me.facts.with_(offer=me.facts.peer.offer))
-        return w.put(i, replace(me, doing=action))
-
-
-def _after_colo(view: VmView) -> VmView:
-    return VmView.RUNNING if view is VmView.COLO else view
-
-
-def _unlink(w: World, quiet: int | None = None) -> World:
-    """COLO is over; each QEMU says so, but for one that is being told to."""
-    for i in (0, 1):
-        node = w.node(i)
-        if node.facts.vm is VmView.COLO and i != quiet:
-            if node.up:
-                node = replace(node, lost_colo=True)
+            yield (i, "'s host dies"), True, self.crash(w, i)
+            if w.given_up != i:
+                for image in (False, True):
+                    lost = self.crash(w, i)
+                    other_is_fresh = peer.facts.own.standing is Standing.FRESH
+                    empty = nodes.keep(lost.node(i), own=Record(), image=image, behind=not other_is_fresh)
+                    text = "'s host is replaced" + (", with an image" if image else "")
+                    yield (i, text), True, lost.put(i, empty)
+        if me.host_up and not me.frozen and me.facts.vm is not VmView.NONE:
+            world = self.kill_vm(w, i)
+            if me.up:
+                yield from self.happens("'s VM dies", world, i, Event.VM_DEAD, False, True)
             else:
-                node = replace(node, facts=node.facts.with_(vm=VmView.RUNNING))
-            w = w.put(i, node)
-    return replace(w, linked=False)
+                yield (i, "'s VM dies"), True, world
 
+    # ------------------------------------------------------------------- what follows
 
-def _kill_vm(w: World, i: int) -> World:
-    if w.linked and w.node(i).facts.vm is VmView.COLO:
-        w = _unlink(w, quiet=i)
-    me = w.node(i)
-    had = me.facts.vm in (VmView.COLO, VmView.RUNNING)
-    behind = me.behind or (had and me.facts.own.standing is Standing.SECONDARY)  # its disk is the last checkpoint's
-    return w.put(i, replace(me, facts=me.facts.with_(vm=VmView.NONE), lost_colo=False, behind=behind))
+    def happens(self, text: str, w: World, i: int, event: Event, may_fail: bool, is_fault: bool | None = None) -> Steps:
+        """The node hears of the event, and does what the table says. `may_fail`: or it dies while it does."""
+        if is_fault is None:
+            is_fault = False
+        played = self.nodes.plays(w.node(i), event)
+        if played is None:
+            yield (i, text), is_fault, w.put(i, self.nodes.keep(w.node(i)))
+            return
+        if played.kills:
+            w = self.kill_vm(w, i)
+        after = w.put(i, played.node)
+        if played.ghost:
+            after = after._replace(ghosts=(*after.ghosts, Claim(played.ghost, i)))
+        yield (i, text), is_fault, after
+        if may_fail and played.crashed is not None:
+            written = after.put(i, played.crashed)._replace(faults=w.faults + 1)
+            yield (i, f"{text}, writes it down, and dies"), True, self.die(written, i)
+            yield (i, f"{text}, writes it down, and its host dies"), True, self.crash(written, i)
 
+    def unlinked(self, w: World, quiet: int | None = None) -> World:
+        """COLO is over; each QEMU says so, but for one that is being told to."""
+        if quiet != 0:
+            w = w.put(0, self.nodes.without_colo(w.a))
+        if quiet != 1:
+            w = w.put(1, self.nodes.without_colo(w.b))
+        return w._replace(linked=False)
 
-def _crash(w: World, i: int) -> World:
-    w = _kill_vm(w, i)
-    me = w.node(i)
-    facts = me.facts.with_(claiming=False)
-    return w.put(i, replace(me, host_up=False, up=False, is_open=False, doing=None, facts=facts))
+    def kill_vm(self, w: World, i: int) -> World:
+        if w.linked and w.node(i).facts.vm is VmView.COLO:
+            w = self.unlinked(w, quiet=i)
+        return w.put(i, self.nodes.without_vm(w.node(i)))
+
+    def die(self, w: World, i: int) -> World:
+        """The coloproxy process; a claim that it made may yet come to the register."""
+        me = w.node(i)
+        if me.facts.claiming and me.answer is None and self.kind is Kind.REGISTER:
+            w = w._replace(ghosts=(*w.ghosts, Claim(me.facts.claimed, i)))
+        return w.put(i, self.nodes.died(me))
+
+    def crash(self, w: World, i: int) -> World:
+        w = self.die(self.kill_vm(w, i), i)
+        return w.put(i, self.nodes.crashed(w.node(i)))
 
 
 def judge(w: World) -> str | None:
-    """What is wrong with this state."""
-    serving = [n for n in (w.a, w.b) if n.is_open and n.facts.state in _SERVES and n.facts.vm is not VmView.NONE]
+    """What is wrong with this state.
+
+    A node that is PROTECTED or SUSPENDED does not count, though its TAPs may be open: its comparator lets nothing out
+    but what its secondary has said too. A frozen one counts as what it was: docs/node-safety.md.
+    """
+    serving = [
+        n for n in (w.a, w.b) if n.is_open and n.facts.state in _SERVES and n.facts.vm is not VmView.NONE
+    ]  # fmt: skip
     if len(serving) > 1:
         return "R5: two VMs serve clients"
-    if w.a.facts.own.standing is w.b.facts.own.standing is Standing.OWNER:
+    if w.a.facts.own.standing is w.b.facts.own.standing is Standing.OWNER and w.given_up < 0:
         return "truth: two owners"
     for node in serving:
         if node.behind and node.facts.state is not State.SETTLE:
@@ -365,47 +475,61 @@ def is_goal(w: World) -> bool:
 
 
 def is_excused(w: World) -> bool:
-    """A person has to choose: docs/node.md says when."""
-    if State.FAILED in (w.a.facts.state, w.b.facts.state):
-        return True
-    voids = (Standing.VOID, Standing.FRESH)
-    return w.a.facts.own.standing in voids and w.b.facts.own.standing is Standing.VOID
+    """A person has to choose: docs/node-safety.md says what."""
+    none = (Standing.VOID, Standing.FRESH)
+    return w.a.facts.own.standing in none and w.b.facts.own.standing in none and not _both_fresh(w)
 
 
-def normal(w: World) -> World:
-    """Generations count from the lowest that anybody knows of, less one; 0 stays 0."""
-    known = [w.register[0], w.ghost[0]]
-    for node in (w.a, w.b):
-        f = node.facts
-        known += [f.own.generation, f.claimed if f.claiming else 0, 0 if f.peer is None else f.peer.generation]
-    low = min((g for g in known if g > 0), default=1) - 1
-
-    def shift(g: int) -> int:
-        return max(g - low, 0) if g > 0 else 0
-
-    nodes = []
-    for node in (w.a, w.b):
-        f = node.facts
-        peer = None if f.peer is None else replace(f.peer, generation=shift(f.peer.generation))
-        own = replace(f.own, generation=shift(f.own.generation))
-        nodes.append(replace(node, facts=f.with_(own=own, peer=peer, claimed=shift(f.claimed) if f.claiming else 0)))
-    return replace(
-        w, a=nodes[0], b=nodes[1], register=(shift(w.register[0]), w.register[1]), ghost=(shift(w.ghost[0]), w.ghost[1])
-    )
+def _both_fresh(w: World) -> bool:
+    both = w.a.facts.own.standing is w.b.facts.own.standing is Standing.FRESH
+    return both and (w.a.facts.image or w.b.facts.image)
 
 
-def describe(w: World) -> str:
+def describe(w: World, swapped: bool = False) -> str:
+    """One line. `swapped`: a is called b."""
     parts = []
-    for n in (w.a, w.b):
+    for i in (1, 0) if swapped else (0, 1):
+        n = w.node(i)
         f = n.facts
-        flags = "".join(
-            c
-            for c, on in (("!", not n.up), ("#", not n.host_up), ("o", n.is_open), ("~", n.behind), ("?", f.claiming))
-            if on
-        )
-        peer = "-" if f.peer is None else f"{f.peer.state.value}/{f.peer.standing.value}{f.peer.generation}"
+        marks = {"!": not n.up, "#": not n.host_up, "*": n.frozen, "o": n.is_open, "~": n.behind, "?": f.claiming}
+        doing = "" if n.doing is None else f" {n.doing.value}s"
         parts.append(
-            f"{f.host}{flags} {f.state.value} {f.own.standing.value}{f.own.generation} vm={f.vm.value}"
-            f" sees {peer}{'' if f.alive else ' (dead)'} doing={n.doing.value if n.doing else '-'} offer={f.offer or f.own.offer or '-'}"
+            f"{HOSTS[i ^ swapped]}{''.join(mark for mark, on in marks.items() if on)} {f.state.value}"
+            f" {f.own.standing.value}{f.own.generation} vm={f.vm.value}{doing} offer={f.offer or f.own.offer or '-'}"
+            f" sees {_sight(f.peer)}{'' if f.alive else ' (dead)'}"
         )
-    return f"{' | '.join(parts)} | register {w.register} linked={w.linked} cut={w.cut} faults={w.faults}"
+    world = [f"register {w.register.generation}{HOSTS[w.register.host ^ swapped]}" if w.register.generation else ""]
+    world += [f"ghost {g.generation}{HOSTS[g.host ^ swapped]}" for g in w.ghosts]
+    world += [word for word, on in (("linked", w.linked), ("away", w.away), ("given up", w.given_up >= 0)) if on]
+    world += [f"{HOSTS[i ^ swapped]} cut" for i in (0, 1) if w.cut(i)]
+    return " | ".join([*parts, " ".join(word for word in world if word)])
+
+
+def _sight(peer: Advert | None) -> str:
+    return "-" if peer is None else f"{peer.state.value}/{peer.standing.value}{peer.generation}"
+
+
+def main(words: list[str]) -> int:
+    """BUDGET [KIND...]: searches, and says what it has found."""
+    budget = int(words[0]) if words else 2
+    kinds = [Kind[word.upper()] for word in words[1:]] or list(Kind)
+    bad = False
+    for kind in kinds:
+        began = time.monotonic()
+        search = Search(kind, budget, limit=50_000_000).run()
+        stuck = search.stuck() if search.problem is None else []
+        excused = sum(map(is_excused, search.forward))
+        print(
+            f"{kind.name:8} budget {budget}: {len(search.seen):,} states, {excused:,} of them excused,"
+            f" {time.monotonic() - began:.0f} s; {search.problem[0] if search.problem else 'no violation'},"
+            f" {len(stuck):,} stuck",
+            flush=True,
+        )
+        if search.problem is not None or stuck:
+            bad = True
+            print("\n".join(search.story(stuck[0] if search.problem is None else search.problem[1])))
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
