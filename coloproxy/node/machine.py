@@ -136,7 +136,7 @@ def superseded(f: Facts) -> bool:
 
 
 def gave_up(f: Facts) -> bool:
-    """the secondary has said that it will not take over"""
+    """the peer has said that it has nothing to go on with"""
     return f.peer is not None and f.peer.standing is Standing.VOID and f.peer.generation >= f.own.generation
 
 
@@ -186,6 +186,11 @@ def asked(f: Facts) -> bool:
 def may_ask(f: Facts) -> bool:
     """no claim is open, and there is a register or the peer is dead"""
     return not f.claiming and (f.register or not f.alive)
+
+
+def unheard(f: Facts) -> bool:
+    """the peer is dead"""
+    return not f.alive
 
 
 def peer_lost_colo(f: Facts) -> bool:
@@ -343,7 +348,7 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.SUSPENDED, _E.UNKNOWN, (), None, None, [_A.MUTE], "who goes on is not known: nobody here does"),
     _row(_S.SUSPENDED, _E.TICK, may_ask, None, None, [_A.CLAIM], "ask again"),
     _row(_S.YIELDED, _E.PEER, (gave_up, register, idle), None, None, [_A.CLAIM], "both VMs are dead; the disk here is right"),
-    _row(_S.YIELDED, (_E.PEER_DEAD, _E.TICK), (register, may_ask, lambda f: not f.alive), None, None, [_A.CLAIM],
+    _row(_S.YIELDED, (_E.PEER_DEAD, _E.TICK), (register, may_ask, unheard), None, None, [_A.CLAIM],
          "nobody answers"),
     # -- the secondary of a pair
     _row(_S.JOIN, (_E.PEER, _E.TICK), peer_serves, _S.JOIN, None, [_A.PREPARE], "somebody to be protected"),
@@ -354,17 +359,23 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.READY, _E.PEER, (has_paired, not_by_our_offer), _S.JOIN, _W.VOID, [_A.DISCARD],
          "the secondary of that pair is no more, and says so"),
     _row(_S.READY, (_E.PEER, _E.TICK), is_spent, _S.JOIN, None, [_A.DISCARD], "the attempt has failed"),
-    _row(_S.READY, (_E.VM_DEAD, _E.COLO_LOST, _E.PEER_DEAD), (), _S.JOIN, None, [_A.DISCARD], "the attempt has failed"),
+    _row(_S.READY, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.COLO_LOST, _E.PEER_DEAD), (), _S.JOIN, None, [_A.DISCARD],
+         "the attempt has failed"),
     _row(_S.STANDBY, _E.PEER, (offered, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
     _row(_S.STANDBY, _E.PEER, (offered, idle), _S.CLAIM, None, [_A.CLAIM], "the primary's VM is dead; the register must know"),
     _row(_S.STANDBY, _E.PEER, wants_to_go_on, _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
-    _row(_S.CLAIM, (_E.VM_DEAD, _E.UNKNOWN, _E.PEER, _E.TICK), (vm(VmView.NONE), no_register, idle), _S.JOIN, _W.VOID,
+    _row(_S.STANDBY, _E.PEER, (gave_up, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary has lost its disk"),
+    _row(_S.STANDBY, _E.PEER, (gave_up, idle), _S.CLAIM, None, [_A.CLAIM],
+         "the primary has lost its disk; the register must know"),
+    _row(_S.CLAIM, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.UNKNOWN, _E.PEER, _E.TICK), (vm(VmView.NONE), no_register, idle), _S.JOIN, _W.VOID,
          [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.CLAIM, _E.PEER, (wants_to_go_on, no_register, idle), _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
     _row(_S.CLAIM, _E.PEER, (is_back, no_register, idle), _S.STANDBY, None, [], "it was away for a while only"),
     _row(_S.STANDBY, _E.PEER_DEAD, (), _S.CLAIM, None, [_A.CLAIM], "dead, or cut off from us?"),
-    _row(_S.STANDBY, _E.VM_DEAD, (), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
+    _row(_S.STANDBY, (_E.VM_DEAD, _E.VM_SHUTDOWN), (), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.CLAIM, _E.PEER, (offered, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
+    _row(_S.CLAIM, _E.PEER, (gave_up, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE],
+         "the primary has lost its disk"),
     _row(_S.CLAIM, _E.WON, vm(VmView.NONE), _S.JOIN, _W.DECLINED, [_A.DISCARD],
          "our copy died while we asked: the primary's disk is the truth"),
     _row(_S.CLAIM, _E.WON, (), _S.SETTLE, _W.WINNER, [_A.SETTLE], "nobody else can go on: take over"),
