@@ -80,26 +80,36 @@ class Action(enum.Enum):
     """The data path for the QEMU that runs already, in the record's role."""
 
 
+FAR: Final = 1000
+"""More generations than a node can have gone through without its peer's knowing."""
+
+
 class Write(enum.Enum):
     """What the record becomes."""
 
     OWNER = "owner of the next generation"
+    FORCED = "owner of a generation far beyond"
     WINNER = "owner of the claimed generation"
     PRIMARY = "primary of the next generation"
     SECONDARY = "secondary of the primary's generation"
     YIELDED = "yielded"
     VOID = "void"
     DECLINED = "void of the claimed generation"
+    BLANK = "void of generation 0"
 
     def of(self, facts: Facts) -> Record:
         peer = 0 if facts.peer is None else facts.peer.generation
         match self:
             case Write.OWNER:
                 return Record(Standing.OWNER, facts.next_generation)
+            case Write.FORCED:
+                return Record(Standing.OWNER, facts.next_generation + FAR)
             case Write.WINNER:
                 return Record(Standing.OWNER, facts.claimed)
             case Write.DECLINED:
                 return Record(Standing.VOID, facts.claimed)
+            case Write.BLANK:
+                return Record(Standing.VOID)
             case Write.PRIMARY:
                 return Record(Standing.PRIMARY, facts.next_generation, facts.offer)
             case Write.SECONDARY:
@@ -107,7 +117,10 @@ class Write(enum.Enum):
             case Write.YIELDED:
                 return Record(Standing.YIELDED, facts.own.generation, facts.own.offer)
             case Write.VOID:
-                return Record(Standing.VOID, max(facts.own.generation, peer))
+                asked = (
+                    facts.own.standing is Standing.SECONDARY
+                )  # for the next one, perhaps: so the primary asks for a later
+                return Record(Standing.VOID, max(facts.own.generation + asked, peer))
 
 
 Guard = Callable[[Facts], bool]
@@ -136,8 +149,19 @@ def superseded(f: Facts) -> bool:
 
 
 def gave_up(f: Facts) -> bool:
-    """the peer has said that it has nothing to go on with"""
+    """the secondary has said that it will not take over"""
     return f.peer is not None and f.peer.standing is Standing.VOID and f.peer.generation >= f.own.generation
+
+
+def is_blank(f: Facts) -> bool:
+    """the peer's host is new, and cannot know what the old one has done"""
+    peer = f.peer
+    return peer is not None and f.alive and peer.standing is Standing.VOID and peer.generation == 0
+
+
+def can_not_go_on(f: Facts) -> bool:
+    """the secondary has said that it will not take over, or its host is new"""
+    return gave_up(f) or is_blank(f)
 
 
 def offered(f: Facts) -> bool:
@@ -184,8 +208,19 @@ def asked(f: Facts) -> bool:
 
 
 def may_ask(f: Facts) -> bool:
-    """no claim is open, and there is a register or the peer is dead"""
-    return not f.claiming and (f.register or not f.alive)
+    """no claim is open, and there is a register, or the peer is dead or its host new"""
+    return not f.claiming and (f.register or not f.alive or is_blank(f))
+
+
+def peer_asks(f: Facts) -> bool:
+    """the secondary asks the arbiter"""
+    peer = f.peer
+    return peer is not None and f.alive and peer.state is State.CLAIM and peer.generation == f.own.generation
+
+
+def heard(f: Facts) -> bool:
+    """the peer is alive"""
+    return f.alive
 
 
 def unheard(f: Facts) -> bool:
@@ -209,11 +244,12 @@ def peer_serves(f: Facts) -> bool:
 
 
 def has_paired(f: Facts) -> bool:
-    """the peer is the primary of a pair that is newer than our record"""
+    """the peer is the primary of a pair that is newer than our record (and our host is not new)"""
     peer = f.peer
     return (
         peer is not None
         and f.alive
+        and f.own.generation > 0
         and peer.standing in (Standing.PRIMARY, Standing.YIELDED)
         and peer.generation > f.own.generation
     )
@@ -297,25 +333,30 @@ def _row(
 
 _E, _S, _A, _W = Event, State, Action, Write
 _LOOK: Final = (Event.BEGIN, Event.PEER, Event.PEER_DEAD, Event.TICK)
+_HEARD: Final = (Event.PEER, Event.PEER_DEAD)
+"""What the peer says is known, or that it says nothing."""
 _SERVING: Final = (State.SETTLE, State.ALONE, State.PROTECT)
 _PAIRED: Final = (State.PROTECTED, State.SUSPENDED, State.YIELDED, State.STANDBY, State.CLAIM)
 
 TABLE: Final[tuple[Row, ...]] = (
     # -- who has the truth?
+    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), first_of_all), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the pair begins here"),
+    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), peer_has_it), _S.JOIN, _W.BLANK, [_A.DISCARD], "the pair is there"),
     _row(_S.DISCOVER, _LOOK, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on without us"),
-    _row(_S.DISCOVER, _LOOK, own(Standing.OWNER), _S.SETTLE, None, [_A.SETTLE], "nobody can have taken over from us"),
+    _row(_S.DISCOVER, _E.BEGIN, (own(Standing.OWNER), vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, None, [_A.SETTLE],
+         "only coloproxy was away"),
+    _row(_S.DISCOVER, _HEARD, own(Standing.OWNER), _S.SETTLE, None, [_A.SETTLE],
+         "nobody can have taken over from us, but by an operator's word: the peer would say so"),
     _row(_S.DISCOVER, _LOOK, (own(Standing.PRIMARY), vm(VmView.COLO)), _S.PROTECTED, None, [_A.ADOPT],
          "only coloproxy was away"),
     _row(_S.DISCOVER, _LOOK, (own(Standing.PRIMARY), vm(VmView.RUNNING)), _S.SUSPENDED, None, [_A.MUTE, _A.ADOPT],
          "COLO ended while coloproxy was away"),
-    _row(_S.DISCOVER, _LOOK, own(Standing.PRIMARY, Standing.YIELDED), _S.YIELDED, _W.YIELDED, [_A.DISCARD],
+    _row(_S.DISCOVER, _HEARD, own(Standing.PRIMARY, Standing.YIELDED), _S.YIELDED, _W.YIELDED, [_A.DISCARD],
          "our VM is dead; the secondary may live"),
     _row(_S.DISCOVER, _LOOK, (own(Standing.SECONDARY), vm(VmView.COLO, VmView.RUNNING)), _S.STANDBY, None, [_A.ADOPT],
          "only coloproxy was away"),
     _row(_S.DISCOVER, _LOOK, own(Standing.SECONDARY), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.DISCOVER, _LOOK, own(Standing.VOID), _S.JOIN, None, [_A.DISCARD], "the truth is the peer's"),
-    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), first_of_all), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the pair begins here"),
-    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), peer_has_it), _S.JOIN, _W.VOID, [_A.DISCARD], "the pair begins there"),
     # -- alone
     _row(_SERVING, _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "an operator has forced the peer to go on"),
     _row(_S.SETTLE, _E.SETTLED, (), _S.ALONE, None, [], "the VM serves"),
@@ -329,15 +370,19 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_SERVING, _E.VM_SHUTDOWN, (), _S.STOPPED, None, [_A.DISCARD], "as the guest wanted"),
     # -- the primary of a pair
     _row(_PAIRED, _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on"),
-    _row((_S.PROTECTED, _S.SUSPENDED, _S.YIELDED), _E.PEER, (gave_up, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE],
+    _row((_S.PROTECTED, _S.SUSPENDED), _E.PEER, (can_not_go_on, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE],
          "the secondary has given up"),
-    _row((_S.PROTECTED, _S.SUSPENDED), _E.PEER, (gave_up, idle), _S.SUSPENDED, None, [_A.CLAIM],
+    _row((_S.PROTECTED, _S.SUSPENDED), _E.PEER, (can_not_go_on, idle), _S.SUSPENDED, None, [_A.CLAIM],
          "the secondary has given up; the register must know"),
+    _row(_S.YIELDED, _E.PEER, (gave_up, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE],
+         "both VMs are dead; the disk here is right"),
     _row(_S.PROTECTED, _E.PEER_DEAD, (), _S.SUSPENDED, None, [_A.MUTE, _A.CLAIM], "dead, or cut off from us?"),
     _row(_S.PROTECTED, _E.COLO_LOST, may_ask, _S.SUSPENDED, None, [_A.CLAIM], "QEMU has lost the secondary"),
     _row(_S.PROTECTED, _E.COLO_LOST, (), _S.SUSPENDED, None, [], "QEMU has lost the secondary; its node may still answer"),
     _row(_S.PROTECTED, _E.PEER, (peer_lost_colo, may_ask), _S.SUSPENDED, None, [_A.CLAIM], "its QEMU has lost us"),
     _row(_S.PROTECTED, _E.PEER, peer_lost_colo, _S.SUSPENDED, None, [], "its QEMU has lost us"),
+    _row(_S.PROTECTED, _E.PEER, (peer_asks, register, idle), _S.SUSPENDED, None, [_A.CLAIM],
+         "it has asked the register: one of us must win there"),
     _row(_S.SUSPENDED, _E.VM_DEAD, (no_register, asked), None, None, [_A.DISCARD], "first the answer: it may fence the secondary"),
     _row(_S.SUSPENDED, _E.UNKNOWN, vm(VmView.NONE), _S.YIELDED, _W.YIELDED, [], "the secondary is to go on"),
     _row((_S.PROTECTED, _S.SUSPENDED), _E.VM_DEAD, (), _S.YIELDED, _W.YIELDED, [_A.DISCARD], "the secondary is to go on"),
@@ -347,11 +392,11 @@ TABLE: Final[tuple[Row, ...]] = (
     _row((_S.SUSPENDED, _S.YIELDED), _E.LOST, (), None, None, [_A.MUTE], "the secondary has won: it will say what comes of it"),
     _row(_S.SUSPENDED, _E.UNKNOWN, (), None, None, [_A.MUTE], "who goes on is not known: nobody here does"),
     _row(_S.SUSPENDED, _E.TICK, may_ask, None, None, [_A.CLAIM], "ask again"),
-    _row(_S.YIELDED, _E.PEER, (gave_up, register, idle), None, None, [_A.CLAIM], "both VMs are dead; the disk here is right"),
+    _row(_S.YIELDED, _E.PEER, (can_not_go_on, register, idle), None, None, [_A.CLAIM], "both VMs are dead; the disk here is right"),
     _row(_S.YIELDED, (_E.PEER_DEAD, _E.TICK), (register, may_ask, unheard), None, None, [_A.CLAIM],
          "nobody answers"),
     # -- the secondary of a pair
-    _row(_S.JOIN, (_E.PEER, _E.TICK), peer_serves, _S.JOIN, None, [_A.PREPARE], "somebody to be protected"),
+    _row(_S.JOIN, (_E.PEER, _E.TICK), peer_serves, _S.JOIN, _W.VOID, [_A.PREPARE], "somebody to be protected"),
     _row(_S.JOIN, _E.READY, (), _S.READY, None, [], "the primary may send its state"),
     _row(_S.JOIN, _E.PEER, has_paired, None, _W.VOID, [], "the secondary of that pair is no more, and says so"),
     _row(_S.READY, (_E.PEER, _E.TICK, _E.COLO), (has_paired, by_our_offer, vm(VmView.COLO, VmView.RUNNING)), _S.STANDBY,
@@ -364,9 +409,7 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.STANDBY, _E.PEER, (offered, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
     _row(_S.STANDBY, _E.PEER, (offered, idle), _S.CLAIM, None, [_A.CLAIM], "the primary's VM is dead; the register must know"),
     _row(_S.STANDBY, _E.PEER, wants_to_go_on, _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
-    _row(_S.STANDBY, _E.PEER, (gave_up, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary has lost its disk"),
-    _row(_S.STANDBY, _E.PEER, (gave_up, idle), _S.CLAIM, None, [_A.CLAIM],
-         "the primary has lost its disk; the register must know"),
+    _row(_S.STANDBY, _E.PEER, is_blank, _S.CLAIM, None, [_A.CLAIM], "the primary's host is new, and its data are gone"),
     _row(_S.CLAIM, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.UNKNOWN, _E.PEER, _E.TICK), (vm(VmView.NONE), no_register, idle), _S.JOIN, _W.VOID,
          [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.CLAIM, _E.PEER, (wants_to_go_on, no_register, idle), _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
@@ -374,21 +417,22 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.STANDBY, _E.PEER_DEAD, (), _S.CLAIM, None, [_A.CLAIM], "dead, or cut off from us?"),
     _row(_S.STANDBY, (_E.VM_DEAD, _E.VM_SHUTDOWN), (), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.CLAIM, _E.PEER, (offered, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
-    _row(_S.CLAIM, _E.PEER, (gave_up, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE],
-         "the primary has lost its disk"),
+    _row(_S.CLAIM, _E.LOST, (offered, heard, register), _S.JOIN, _W.VOID, [_A.DISCARD],
+         "the primary had won before its VM died: its disk is the truth"),
     _row(_S.CLAIM, _E.WON, vm(VmView.NONE), _S.JOIN, _W.DECLINED, [_A.DISCARD],
          "our copy died while we asked: the primary's disk is the truth"),
     _row(_S.CLAIM, _E.WON, (), _S.SETTLE, _W.WINNER, [_A.SETTLE], "nobody else can go on: take over"),
     _row(_S.CLAIM, _E.TICK, may_ask, None, None, [_A.CLAIM], "ask again"),
     # -- the end
-    _row(_S.STOPPED, _E.PEER, (own(Standing.PRIMARY), gave_up, no_register), None, _W.OWNER, [], "the secondary has given up"),
+    _row((_S.STOPPED, _S.FAILED), _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on"),
+    _row(_S.STOPPED, _E.PEER, (own(Standing.PRIMARY), can_not_go_on, no_register), None, _W.OWNER, [],
+         "the secondary has given up"),
     _row(_S.STOPPED, (_E.PEER, _E.TICK), (own(Standing.PRIMARY), register, idle), None, None, [_A.CLAIM],
          "the register must know"),
     _row(_S.STOPPED, _E.WON, own(Standing.PRIMARY), None, _W.WINNER, [], "nobody else can go on"),
-    _row(_S.STOPPED, _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on"),
     _row((_S.STOPPED, _S.FAILED), _E.START, own(Standing.OWNER), _S.SETTLE, None, [_A.SETTLE], "the operator's wish"),
     _row((_S.DISCOVER, _S.SUSPENDED, _S.YIELDED, _S.CLAIM, _S.JOIN, _S.STOPPED, _S.FAILED), _E.FORCE, (), _S.SETTLE,
-         _W.OWNER, [_A.SETTLE], "the operator's word that nobody else goes on"),
+         _W.FORCED, [_A.SETTLE], "the operator's word that nobody else goes on"),
 )  # fmt: skip
 
 

@@ -172,7 +172,18 @@ class Search:
                 if before not in good:
                     good.add(before)
                     queue.append(before)
-        return [world for world in self.forward if world not in good and not is_excused(world)]
+        return [world for world in self.forward if world not in good and not is_excused(world, self.kind)]
+
+    def last_of(self, world: World) -> World:
+        """Of all that follows a stuck state without a failure, the one that was found last."""
+        after, queue = {world}, [world]
+        while queue:
+            for each in self.forward[queue.pop()]:
+                if each not in after:
+                    after.add(each)
+                    queue.append(each)
+        order = {each: n for n, each in enumerate(self.seen)}
+        return max(after, key=order.__getitem__)
 
     def story(self, world: World) -> list[str]:
         """How one gets there."""
@@ -259,7 +270,11 @@ class Search:
         me, peer, nodes = w.node(i), w.node(1 - i), self.nodes
         if not me.host_up:
             if w.given_up != i or (peer.up and not peer.frozen and not w.cut_a and not w.cut_b):
-                yield (i, "'s host comes back"), False, w.put(i, nodes.once("boot", lambda n: nodes.keep(n, host_up=True), me))
+                yield (
+                    (i, "'s host comes back"),
+                    False,
+                    w.put(i, nodes.once("boot", lambda n: nodes.keep(n, host_up=True), me)),
+                )
             return
         if not me.up:
             yield from self.happens("begins", w.put(i, nodes.began(me)), i, Event.BEGIN, may_fail)
@@ -269,7 +284,9 @@ class Search:
             yield (i, "thaws"), False, w.put(i, thawed)
             if me.old is not None:
                 late = nodes.once("late", lambda n: nodes.keep(n, frozen=False, peer=n.old, alive=True), me)
-                yield from self.happens("thaws, and hears what the peer said of old", w.put(i, late), i, Event.PEER, may_fail)
+                yield from self.happens(
+                    "thaws, and hears what the peer said of old", w.put(i, late), i, Event.PEER, may_fail
+                )
             return
         if peer.up and not peer.frozen and not w.cut(1 - i):
             heard = w.put(i, nodes.hears(me, peer))
@@ -291,12 +308,13 @@ class Search:
 
     def _claims(self, w: World, i: int, may_fail: bool) -> Steps:
         me, nodes = w.node(i), self.nodes
-        done = w.put(i, nodes.once("done", lambda n: nodes.keep(n, claiming=False), me))
         if me.answer is not None:
             # the row of WON looks at `claimed`, so the facts keep it until the event is over
             yield from self.answered(f"hears that it has {me.answer.value}", w, i, me.answer, may_fail)
             if may_fail:
-                yield from self.answered("does not hear the answer", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False)
+                yield from self.answered(
+                    "does not hear the answer", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False
+                )
             return
         match self.kind:
             case Kind.REGISTER:
@@ -304,6 +322,9 @@ class Search:
                     yield from self.answered("asks in vain", w, i, Event.UNKNOWN, may_fail)
                     return
                 claim = Claim(me.facts.claimed, i)
+                if w.register == NOBODY and claim.generation > 1:  # it has lost its data, or was never told
+                    yield from self.answered("asks in vain", w, i, Event.UNKNOWN, may_fail)
+                    return
                 won = w.register.generation < claim.generation or w.register == claim
                 answer = Event.WON if won else Event.LOST
                 pending = nodes.once(f"answer {won}", lambda n: nodes.keep(n, answer=answer), me)
@@ -312,12 +333,13 @@ class Search:
                 pending = nodes.once("fenced", lambda n: nodes.keep(n, answer=Event.WON), me)
                 yield (i, "fences the peer"), False, self.crash(w.put(i, pending), 1 - i)
                 if may_fail:
-                    yield from self.answered("'s fencing fails", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False)
+                    yield from self.answered(
+                        "'s fencing fails", w._replace(faults=w.faults + 1), i, Event.UNKNOWN, False
+                    )
             case Kind.PRIMARY if me.facts.own.standing is Standing.PRIMARY:
                 yield from self.answered("is the primary", w, i, Event.WON, may_fail)
             case _:
                 yield from self.answered("is refused", w, i, Event.UNKNOWN, may_fail)
-        del done
 
     def answered(self, text: str, w: World, i: int, event: Event, may_fail: bool) -> Steps:
         """As `happens`; the claim is over. Its generation is known until then."""
@@ -325,7 +347,9 @@ class Search:
 
         def make(node: Node) -> Node:
             facts = node.facts.with_(claiming=False)
-            bare = Node(facts, node.up, node.host_up, node.frozen, node.is_open, node.doing, None, node.lost_colo, node.behind)
+            bare = Node(
+                facts, node.up, node.host_up, node.frozen, node.is_open, node.doing, None, node.lost_colo, node.behind
+            )
             return bare  # not kept: `claimed` is to be seen by this one event
 
         me = nodes.once("answered", make, w.node(i))
@@ -339,7 +363,7 @@ class Search:
             case Action.SETTLE:
                 own, known = Claim(me.facts.own.generation, i), w.register
                 asks = self.kind is Kind.REGISTER and not w.away
-                if asks and known.generation >= own.generation and known != own:
+                if asks and known.generation >= own.generation and known.host != i:
                     yield from self.happens("finds another owner", w.put(i, idle), i, Event.FAILED, may_fail)
                     return
                 if w.linked:
@@ -347,11 +371,17 @@ class Search:
                     yield (i, "'s QEMU leaves COLO"), False, out.put(i, nodes.hears_of_colo(out.node(i)))
                 world = self.unlinked(w, quiet=i) if w.linked else w
                 here = nodes.keep(
-                    world.node(i), doing=None, is_open=True, lost_colo=False, vm=VmView.RUNNING, colo_lost=False, offer=""
+                    world.node(i),
+                    doing=None,
+                    is_open=True,
+                    lost_colo=False,
+                    vm=VmView.RUNNING,
+                    colo_lost=False,
+                    offer="",
                 )
                 there = nodes.once("behind", lambda n: nodes.keep(n, behind=True), world.node(1 - i))
                 world = world.put(i, here).put(1 - i, there)
-                if asks:
+                if asks and known < own:
                     world = world._replace(register=own)
                 yield from self.happens("'s VM runs", world, i, Event.SETTLED, may_fail)
                 if may_fail:
@@ -363,6 +393,9 @@ class Search:
                     yield from self.happens("can't prepare", failed, i, Event.FAILED, False)
             case Action.PROTECT:
                 there = peer.host_up and peer.facts.vm is VmView.WAITING and peer.facts.offer == me.facts.offer
+                if self.kind is Kind.REGISTER:  # it must know whose the pair is, before it has to decide
+                    there = there and not w.away
+                    w = w if w.away else w._replace(register=max(w.register, Claim(me.facts.own.generation, i)))
                 if there and not w.cut_a and not w.cut_b and not peer.frozen:
                     them = nodes.keep(peer, vm=VmView.COLO, behind=False)
                     us = nodes.keep(idle, vm=VmView.COLO, colo_lost=False, lost_colo=False)
@@ -395,6 +428,8 @@ class Search:
                     lost = self.crash(w, i)
                     other_is_fresh = peer.facts.own.standing is Standing.FRESH
                     empty = nodes.keep(lost.node(i), own=Record(), image=image, behind=not other_is_fresh)
+                    if other_is_fresh:  # nothing is left: the pair begins anew
+                        lost = lost.put(1 - i, nodes.keep(peer, behind=False))
                     text = "'s host is replaced" + (", with an image" if image else "")
                     yield (i, text), True, lost.put(i, empty)
         if me.host_up and not me.frozen and me.facts.vm is not VmView.NONE:
@@ -474,15 +509,42 @@ def is_goal(w: World) -> bool:
     return states == {State.PROTECTED, State.STANDBY} and w.linked
 
 
-def is_excused(w: World) -> bool:
-    """A person has to choose: docs/node-safety.md says what."""
-    none = (Standing.VOID, Standing.FRESH)
-    return w.a.facts.own.standing in none and w.b.facts.own.standing in none and not _both_fresh(w)
+def is_excused(w: World, kind: Kind) -> bool:
+    """A person has to choose: docs/node-safety.md says what.
+
+    Both nodes lack what clients were told; or a host was replaced, and who went on before that is not known; or both
+    were, and the register remembers another owner.
+    """
+    a, b = w.a.facts.own, w.b.facts.own
+    if w.a.facts.vm is VmView.NONE and a.standing is Standing.PRIMARY:
+        a = Record(Standing.YIELDED, a.generation)  # so it will say
+    if w.b.facts.vm is VmView.NONE and b.standing is Standing.PRIMARY:
+        b = Record(Standing.YIELDED, b.generation)
+    if is_nothing(w.a) and is_nothing(w.b):
+        begins = a.standing is b.standing is Standing.FRESH and (w.a.facts.image or w.b.facts.image)
+        return not begins or w.register != NOBODY
+    if kind is Kind.REGISTER:
+        return any(is_refused(w, i) and is_nothing(w.node(1 - i)) for i in (0, 1))
+    unknown = (Standing.YIELDED,) if kind is Kind.FENCE else (Standing.YIELDED, Standing.SECONDARY)
+    return any(
+        one.standing in unknown and other.generation == 0 and other.standing in _NOTHING
+        for one, other in ((a, b), (b, a))
+    )
 
 
-def _both_fresh(w: World) -> bool:
-    both = w.a.facts.own.standing is w.b.facts.own.standing is Standing.FRESH
-    return both and (w.a.facts.image or w.b.facts.image)
+_NOTHING: Final = (Standing.VOID, Standing.FRESH)
+
+
+def is_refused(w: World, i: int) -> bool:
+    """The register knows of another owner than this one, who is a new host now."""
+    own, peer = w.node(i).facts.own, w.node(1 - i).facts.own
+    if own.standing is Standing.OWNER:
+        return w.register.generation >= own.generation and w.register.host != i
+    return peer.generation == 0 and w.register.generation > own.generation and w.register.host != i
+
+
+def is_nothing(node: Node) -> bool:
+    return node.facts.own.standing in _NOTHING or node.behind
 
 
 def describe(w: World, swapped: bool = False) -> str:
@@ -518,7 +580,7 @@ def main(words: list[str]) -> int:
         began = time.monotonic()
         search = Search(kind, budget, limit=50_000_000).run()
         stuck = search.stuck() if search.problem is None else []
-        excused = sum(map(is_excused, search.forward))
+        excused = sum(is_excused(world, kind) for world in search.forward)
         print(
             f"{kind.name:8} budget {budget}: {len(search.seen):,} states, {excused:,} of them excused,"
             f" {time.monotonic() - began:.0f} s; {search.problem[0] if search.problem else 'no violation'},"
@@ -527,7 +589,7 @@ def main(words: list[str]) -> int:
         )
         if search.problem is not None or stuck:
             bad = True
-            print("\n".join(search.story(stuck[0] if search.problem is None else search.problem[1])))
+            print("\n".join(search.story(search.last_of(stuck[0]) if search.problem is None else search.problem[1])))
     return int(bad)
 
 

@@ -107,7 +107,9 @@ class Nodes:
         up, frozen = get("up", node.up), get("frozen", node.frozen)
         if not up:  # all but record and QEMU dies with the process
             offer = facts.offer if facts.vm is VmView.WAITING else ""
-            facts = Facts(facts.host, own=facts.own, vm=facts.vm, register=facts.register, image=facts.image, offer=offer)
+            facts = Facts(
+                facts.host, own=facts.own, vm=facts.vm, register=facts.register, image=facts.image, offer=offer
+            )
         facts = stripped(facts)
         key = (
             facts, up, get("host_up", node.host_up), frozen, get("is_open", node.is_open) and up,
@@ -134,7 +136,9 @@ class Nodes:
         return self.once("died", lambda n: self.keep(n, up=False, frozen=False), node)
 
     def crashed(self, node: Node) -> Node:
-        return self.once("crashed", lambda n: self.keep(self.without_vm(n), up=False, host_up=False, frozen=False), node)
+        return self.once(
+            "crashed", lambda n: self.keep(self.without_vm(n), up=False, host_up=False, frozen=False), node
+        )
 
     def without_vm(self, node: Node) -> Node:
         return self.once("without vm", self._without_vm, node)
