@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life cycle of a node as one table: in this state, on this event, if that holds: to there, having done these.
 
-Nothing else decides. `coloproxy node` plays it (node.py), tests/model/pair.py searches all that two nodes, a network, an
-arbiter and their failures can make of it (R5 of DESIGN.md), and docs/node.md shows it; all three read TABLE.
+Nothing else decides. `coloproxy node` plays it (node.py), tests/model/pair.py searches all that two nodes, a network,
+an arbiter and their failures can make of it (R5 of DESIGN.md), and docs/node-table.md shows it; all three read TABLE.
 
 What makes it safe. A record is written before anything rests on it. While a pair exists both records have its
 generation g, and nobody may go on alone but as the owner of a later one:
 
   with a register (etcd)  by winning it there; the first one does, and no other ever
-  without                 by the other's word that it will not (VOID, YIELDED: written before it is said), by having fenced
-                          it, or, of a primary, by the operator's on_partition = "primary"
+  without                 by the other's word that it will not (VOID, YIELDED: written before it is said), by having
+                          fenced it, or, of a primary, by the operator's on_partition = "primary"
 
-The primary's record says PRIMARY before the secondary's can say SECONDARY. So whoever finds OWNER in his record knows that
-nobody can have taken over from him, and goes on by himself, after a reboot too.
+The primary's record says PRIMARY before the secondary's can say SECONDARY. So whoever finds OWNER in his record knows
+that nobody can have taken over from him but by an operator's word, and goes on by himself, after a reboot too.
+
+A host without a record was perhaps the owner before its disk was lost: its VOID has generation 0, and is no word. It
+becomes one when it has heard the owner (PREPARE).
 """
 
 from __future__ import annotations
@@ -117,9 +120,7 @@ class Write(enum.Enum):
             case Write.YIELDED:
                 return Record(Standing.YIELDED, facts.own.generation, facts.own.offer)
             case Write.VOID:
-                asked = (
-                    facts.own.standing is Standing.SECONDARY
-                )  # for the next one, perhaps: so the primary asks for a later
+                asked = facts.own.standing is Standing.SECONDARY  # for the next, perhaps: the primary asks for a later
                 return Record(Standing.VOID, max(facts.own.generation + asked, peer))
 
 
@@ -340,7 +341,8 @@ _PAIRED: Final = (State.PROTECTED, State.SUSPENDED, State.YIELDED, State.STANDBY
 
 TABLE: Final[tuple[Row, ...]] = (
     # -- who has the truth?
-    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), first_of_all), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the pair begins here"),
+    _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), first_of_all), _S.SETTLE, _W.OWNER, [_A.SETTLE],
+         "the pair begins here"),
     _row(_S.DISCOVER, _LOOK, (own(Standing.FRESH), peer_has_it), _S.JOIN, _W.BLANK, [_A.DISCARD], "the pair is there"),
     _row(_S.DISCOVER, _LOOK, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on without us"),
     _row(_S.DISCOVER, _E.BEGIN, (own(Standing.OWNER), vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, None, [_A.SETTLE],
@@ -378,21 +380,26 @@ TABLE: Final[tuple[Row, ...]] = (
          "both VMs are dead; the disk here is right"),
     _row(_S.PROTECTED, _E.PEER_DEAD, (), _S.SUSPENDED, None, [_A.MUTE, _A.CLAIM], "dead, or cut off from us?"),
     _row(_S.PROTECTED, _E.COLO_LOST, may_ask, _S.SUSPENDED, None, [_A.CLAIM], "QEMU has lost the secondary"),
-    _row(_S.PROTECTED, _E.COLO_LOST, (), _S.SUSPENDED, None, [], "QEMU has lost the secondary; its node may still answer"),
+    _row(_S.PROTECTED, _E.COLO_LOST, (), _S.SUSPENDED, None, [],
+         "QEMU has lost the secondary; its node may still answer"),
     _row(_S.PROTECTED, _E.PEER, (peer_lost_colo, may_ask), _S.SUSPENDED, None, [_A.CLAIM], "its QEMU has lost us"),
     _row(_S.PROTECTED, _E.PEER, peer_lost_colo, _S.SUSPENDED, None, [], "its QEMU has lost us"),
     _row(_S.PROTECTED, _E.PEER, (peer_asks, register, idle), _S.SUSPENDED, None, [_A.CLAIM],
          "it has asked the register: one of us must win there"),
-    _row(_S.SUSPENDED, _E.VM_DEAD, (no_register, asked), None, None, [_A.DISCARD], "first the answer: it may fence the secondary"),
+    _row(_S.SUSPENDED, _E.VM_DEAD, (no_register, asked), None, None, [_A.DISCARD],
+         "first the answer: it may fence the secondary"),
     _row(_S.SUSPENDED, _E.UNKNOWN, vm(VmView.NONE), _S.YIELDED, _W.YIELDED, [], "the secondary is to go on"),
-    _row((_S.PROTECTED, _S.SUSPENDED), _E.VM_DEAD, (), _S.YIELDED, _W.YIELDED, [_A.DISCARD], "the secondary is to go on"),
+    _row((_S.PROTECTED, _S.SUSPENDED), _E.VM_DEAD, (), _S.YIELDED, _W.YIELDED, [_A.DISCARD],
+         "the secondary is to go on"),
     _row((_S.PROTECTED, _S.SUSPENDED), _E.VM_SHUTDOWN, (), _S.STOPPED, None, [_A.DISCARD], "as the guest wanted"),
     _row(_S.SUSPENDED, _E.PEER_DEAD, may_ask, None, None, [_A.MUTE, _A.CLAIM], "now its node is gone too"),
     _row((_S.SUSPENDED, _S.YIELDED), _E.WON, (), _S.SETTLE, _W.WINNER, [_A.SETTLE], "nobody else can go on"),
-    _row((_S.SUSPENDED, _S.YIELDED), _E.LOST, (), None, None, [_A.MUTE], "the secondary has won: it will say what comes of it"),
+    _row((_S.SUSPENDED, _S.YIELDED), _E.LOST, (), None, None, [_A.MUTE],
+         "the secondary has won: it will say what comes of it"),
     _row(_S.SUSPENDED, _E.UNKNOWN, (), None, None, [_A.MUTE], "who goes on is not known: nobody here does"),
     _row(_S.SUSPENDED, _E.TICK, may_ask, None, None, [_A.CLAIM], "ask again"),
-    _row(_S.YIELDED, _E.PEER, (can_not_go_on, register, idle), None, None, [_A.CLAIM], "both VMs are dead; the disk here is right"),
+    _row(_S.YIELDED, _E.PEER, (can_not_go_on, register, idle), None, None, [_A.CLAIM],
+         "both VMs are dead; the disk here is right"),
     _row(_S.YIELDED, (_E.PEER_DEAD, _E.TICK), (register, may_ask, unheard), None, None, [_A.CLAIM],
          "nobody answers"),
     # -- the secondary of a pair
@@ -407,16 +414,19 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.READY, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.COLO_LOST, _E.PEER_DEAD), (), _S.JOIN, None, [_A.DISCARD],
          "the attempt has failed"),
     _row(_S.STANDBY, _E.PEER, (offered, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
-    _row(_S.STANDBY, _E.PEER, (offered, idle), _S.CLAIM, None, [_A.CLAIM], "the primary's VM is dead; the register must know"),
+    _row(_S.STANDBY, _E.PEER, (offered, idle), _S.CLAIM, None, [_A.CLAIM],
+         "the primary's VM is dead; the register must know"),
     _row(_S.STANDBY, _E.PEER, wants_to_go_on, _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
     _row(_S.STANDBY, _E.PEER, is_blank, _S.CLAIM, None, [_A.CLAIM], "the primary's host is new, and its data are gone"),
-    _row(_S.CLAIM, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.UNKNOWN, _E.PEER, _E.TICK), (vm(VmView.NONE), no_register, idle), _S.JOIN, _W.VOID,
-         [_A.DISCARD], "our copy died with its QEMU"),
-    _row(_S.CLAIM, _E.PEER, (wants_to_go_on, no_register, idle), _S.JOIN, _W.VOID, [_A.DISCARD], "the primary is to go on"),
+    _row(_S.CLAIM, (_E.VM_DEAD, _E.VM_SHUTDOWN, _E.UNKNOWN, _E.PEER, _E.TICK), (vm(VmView.NONE), no_register, idle),
+         _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
+    _row(_S.CLAIM, _E.PEER, (wants_to_go_on, no_register, idle), _S.JOIN, _W.VOID, [_A.DISCARD],
+         "the primary is to go on"),
     _row(_S.CLAIM, _E.PEER, (is_back, no_register, idle), _S.STANDBY, None, [], "it was away for a while only"),
     _row(_S.STANDBY, _E.PEER_DEAD, (), _S.CLAIM, None, [_A.CLAIM], "dead, or cut off from us?"),
     _row(_S.STANDBY, (_E.VM_DEAD, _E.VM_SHUTDOWN), (), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
-    _row(_S.CLAIM, _E.PEER, (offered, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE], "the primary's VM is dead"),
+    _row(_S.CLAIM, _E.PEER, (offered, no_register, vm(VmView.COLO, VmView.RUNNING)), _S.SETTLE, _W.OWNER, [_A.SETTLE],
+         "the primary's VM is dead"),
     _row(_S.CLAIM, _E.LOST, (offered, heard, register), _S.JOIN, _W.VOID, [_A.DISCARD],
          "the primary had won before its VM died: its disk is the truth"),
     _row(_S.CLAIM, _E.WON, vm(VmView.NONE), _S.JOIN, _W.DECLINED, [_A.DISCARD],
@@ -446,17 +456,31 @@ class Step:
     actions: tuple[Action, ...]
 
 
-_ROWS: Final = {
-    (state, event): tuple(row for row in TABLE if state in row.states and event in row.events)
-    for state in State
-    for event in Event
-}
+Decide = Callable[[Facts, Event], Step | None]
+
+
+def decider(table: Iterable[Row]) -> Decide:
+    """What plays this table."""
+    table = tuple(table)
+    rows = {
+        (state, event): tuple(row for row in table if state in row.states and event in row.events)
+        for state in State
+        for event in Event
+    }
+
+    def decide(facts: Facts, event: Event) -> Step | None:
+        for row in rows[facts.state, event]:
+            if all(guard(facts) for guard in row.when):
+                record = facts.own if row.write is None else row.write.of(facts)
+                return Step(row, row.to or facts.state, record, row.actions)
+        return None
+
+    return decide
+
+
+_DECIDE: Final = decider(TABLE)
 
 
 def decide(facts: Facts, event: Event) -> Step | None:
     """The first row that fits. None: the event changes nothing."""
-    for row in _ROWS[facts.state, event]:
-        if all(guard(facts) for guard in row.when):
-            record = facts.own if row.write is None else row.write.of(facts)
-            return Step(row, row.to or facts.state, record, row.actions)
-    return None
+    return _DECIDE(facts, event)

@@ -26,7 +26,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from coloproxy.node.facts import HOSTS, Advert, Facts, Record, Standing, State, VmView
@@ -119,13 +119,15 @@ class Search:
             forward = self.forward[world] = []
             try:
                 for name, is_fault, raw in self.steps(world):
+                    if raw == world:
+                        continue
                     after, swapped = self.normal(raw)
                     if not is_fault:
                         forward.append(after)
                     if after in self.seen:
                         continue
                     self.seen[after] = (world, name, swapped)
-                    wrong = judge(after)
+                    wrong = judge(after) or (None if is_fault else judge_step(world, raw))
                     if wrong is not None:
                         self.problem = (wrong, after)
                         return self
@@ -345,12 +347,8 @@ class Search:
         """As `happens`; the claim is over. Its generation is known until then."""
         nodes = self.nodes
 
-        def make(node: Node) -> Node:
-            facts = node.facts.with_(claiming=False)
-            bare = Node(
-                facts, node.up, node.host_up, node.frozen, node.is_open, node.doing, None, node.lost_colo, node.behind
-            )
-            return bare  # not kept: `claimed` is to be seen by this one event
+        def make(node: Node) -> Node:  # not kept: this one event sees `claimed`
+            return replace(node, facts=node.facts.with_(claiming=False), answer=None)
 
         me = nodes.once("answered", make, w.node(i))
         return self.happens(text, w.put(i, me), i, event, may_fail)
@@ -423,7 +421,7 @@ class Search:
                     yield from self.happens("is forced: the other host is down", forced, i, Event.FORCE, False, True)
         if me.host_up:
             yield (i, "'s host dies"), True, self.crash(w, i)
-            if w.given_up != i:
+            if w.given_up < 0:
                 for image in (False, True):
                     lost = self.crash(w, i)
                     other_is_fresh = peer.facts.own.standing is Standing.FRESH
@@ -502,6 +500,21 @@ def judge(w: World) -> str | None:
         if node.behind and node.facts.state is not State.SETTLE:
             return f"R1: {node.facts.host} serves, and lacks what clients were told"
     return None
+
+
+def judge_step(before: World, after: World) -> str | None:
+    """What is wrong with this step, which is no failure."""
+    if any(map(is_good, before[:2])) and not any(map(is_good, after[:2])):
+        return "truth: the last good copy is given up"
+    return None
+
+
+def is_good(node: Node) -> bool:
+    """The pair can go on from here."""
+    facts = node.facts
+    if node.behind or facts.own.standing in _NOTHING:
+        return False
+    return facts.own.standing is not Standing.SECONDARY or facts.vm in (VmView.COLO, VmView.RUNNING)
 
 
 def is_goal(w: World) -> bool:
