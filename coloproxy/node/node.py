@@ -199,8 +199,8 @@ class Node:
             if self._doing is None and event is Event.FAILED:
                 self._advertise()
             return
-        before = self.facts.state
-        if step.record != self.facts.own:
+        before, changes = self.facts.state, step.record != self.facts.own
+        if changes:
             await asyncio.to_thread(self._kept.write, step.record)  # a busy disk must not look like our death
         facts = self.facts.with_(state=step.state, own=step.record)
         if before is State.PROTECT and event is not Event.COLO and facts.offer:
@@ -213,7 +213,7 @@ class Node:
             facts = facts.with_(claiming=False)
         self.facts = facts
         self._renew_lease()  # before anybody hears of a pair
-        if step.state is not before or step.row.write is not None:
+        if step.state is not before or changes:
             self._note(before, event, step.row.why, reason)
         if step.state is not before and step.state not in _BUSY:
             await self._end_doing()
