@@ -101,8 +101,8 @@ async def _one(number: int, cell: Cell, way: str, works: Sequence[Work]) -> dict
     entry: dict[str, Any] = {"round": number, "cell": cell.name, "way": way, "error": None, "results": {}}
     try:
         async with running(way, cell) as subject:
-            for work in _WARM_UP:
-                await work.run(subject.bed.client)
+            for first in _WARM_UP:
+                await first.run(subject.bed.client)
             for work in works:
                 entry["results"][work.name] = result = await _measure(work, subject)
                 figures = result["figures"]

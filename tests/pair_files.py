@@ -39,6 +39,19 @@ tap = { name = "mail" }
 vm = { address = "unix:/run/mail-nic0.sock" }
 """
 
+NODE = """
+[node]
+address = { a = "192.0.2.1", b = "192.0.2.2" }
+
+[[node.heartbeat.path]]
+name = "link"
+address = { a = "192.0.2.1:9820", b = "192.0.2.2:9820" }
+
+[[node.disk]]
+image = "/vms/web.qcow2"
+"""
+"""Behind PAIR. What comes behind it begins on line 27."""
+
 
 def changed(old: str, new: str, text: str = PAIR) -> str:
     """`text` with one thing in another's place, which must be there once."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pair_files import ANOTHER_NIC, ANOTHER_VM, PAIR, changed
 from typer.testing import CliRunner
 
 from coloproxy.cli import app
+from coloproxy.errors import ConfigError
 from coloproxy.pair.config import ROLES, Role, parse
 from coloproxy.pair.describe import defaults, tables
 
@@ -106,33 +108,70 @@ def test_show_defaults_is_a_right_file(tmp_path: Path) -> None:
     assert run("config", "check", file(tmp_path, out))[0] == 0
 
 
+def section(lines: list[str], first: int) -> range:
+    """The lines of the table whose head stands there, tables inside it included."""
+    name = lines[first].strip("#[]")
+    heads = (number for number in range(first + 1, len(lines)) if re.match(r"#*\[", lines[number]))
+    last = (number for number in heads if not lines[number].lstrip("#[").startswith(f"{name}."))
+    return range(first, next(last, len(lines)))
+
+
+def with_less_marks(lines: list[str], which: range) -> list[str]:
+    """One "#" less where there is one that is no comment's."""
+    return [re.sub(r"^#(?! |$)", "", line) if number in which else line for number, line in enumerate(lines)]
+
+
+def with_optional_tables(text: str) -> str:
+    """With [node], without what is not needed in it."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("#["):
+            lines = with_less_marks(lines, section(lines, number))
+            break
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("role", ROLES)
-def test_show_defaults_says_the_defaults(role: Role) -> None:
+@pytest.mark.parametrize("text", [defaults(), with_optional_tables(defaults())], ids=["run", "node"])
+def test_show_defaults_says_the_defaults(text: str, role: Role) -> None:
     """What it writes out is what a file without these lines means."""
-    everything = parse(defaults(), role)
+    everything = parse(text, role)
+    assert (everything.node is not None) == ("\n[node]" in text)
     examples = {"name", "primary", "secondary", "psk_file", "qmp", "mac", "bridge", "address"}
-    kept = [line for line in defaults().splitlines() if line.startswith("[") or line.partition(" = ")[0] in examples]
+    kept = [line for line in text.splitlines() if line.startswith("[") or line.partition(" = ")[0] in examples]
     assert parse("\n".join(kept), role) == everything
 
 
 def test_show_defaults_has_every_key() -> None:
-    keys = set(re.findall(r"^#?(\w+) = ", defaults(), re.MULTILINE))
+    keys = set(re.findall(r"^#*(\w+) = ", defaults(), re.MULTILINE))
     assert keys == set(re.findall(r"^\| `(\w+)` \|", tables(), re.MULTILINE))
     assert "None" not in defaults()
 
 
+def each_commented(lines: list[str], which: range) -> Iterator[list[str]]:
+    """The file with one of its commented keys, or tables, and then with each of those in that table."""
+    number = which.start
+    while number < which.stop:
+        inner = section(lines, number) if lines[number].startswith("#[") else range(number, number + 1)
+        if re.match(r"#(\[|\w+ = )", lines[number]):
+            yield (without := with_less_marks(lines, inner))
+            if len(inner) > 1:
+                yield from each_commented(without, inner)
+        number = inner.stop
+
+
 def test_commented_keys_are_right_where_they_may_stand() -> None:
     """Each example is a value that its key takes: uncommented, no error is of its value."""
-    from coloproxy.errors import ConfigError
-
     lines = defaults().splitlines()
-    for number, line in enumerate(lines):
-        if re.match(r"#\w+ = ", line):
-            try:
-                parse("\n".join([*lines[:number], line[1:], *lines[number + 1 :]]), "primary")
-            except ConfigError as error:
-                for problem in error.problems:
-                    assert re.search("is only used with|needs record|is used twice", problem), problem
+    left = {number for number, line in enumerate(lines) if re.match(r"#+(\[|\w+ = )", line)}
+    for text in each_commented(lines, range(len(lines))):
+        left -= {number for number in left if not text[number].startswith("#")}
+        try:
+            parse("\n".join(text), "primary")
+        except ConfigError as error:
+            for problem in error.problems:
+                assert re.search("is only used with|needs record|is used twice", problem), problem
+    assert left == set()
 
 
 def test_the_documented_tables_are_the_models() -> None:
@@ -145,7 +184,7 @@ def test_the_documented_tables_are_the_models() -> None:
 def test_the_documented_examples_are_right(role: Role) -> None:
     text = (TOP / "docs" / "configuration.md").read_text(encoding="utf-8")
     examples = [each for each in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[link]" in each]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         parse(example, role)
 

@@ -15,7 +15,10 @@ import pytest
 from coloproxy import Cause, Comparator, Side
 
 TOP = Path(__file__).resolve().parent.parent
-BENCH_PROGRAMS = [TOP / "bench" / f"{name}.py" for name in ("instructions", "report", "scaling", "side_by_side")]
+BENCH_PROGRAMS = [
+    TOP / "bench" / f"{name}.py"
+    for name in ("arbiter", "heartbeat", "instructions", "report", "scaling", "side_by_side")
+]
 DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pair_files import ANOTHER_NIC, ANOTHER_VM, PAIR, changed
+from pair_files import ANOTHER_NIC, ANOTHER_VM, NODE, PAIR, changed
 from pydantic_core import PydanticCustomError
 
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY, Timing
@@ -309,6 +309,68 @@ MORE_WRONG: list[tuple[str, str]] = [
 def test_more_is_refused_with_line_and_key(more: str, told: str) -> None:
     found = problems(PAIR + more)
     assert any(problem.startswith(f"pair.toml:{told}") for problem in found), found
+
+
+NODE_WRONG: list[tuple[str, str]] = [
+    # behind PAIR and NODE
+    (
+        "[[node.heartbeat.path]]\nname = 'b'\naddress = { a = '192.0.2.1:1' }",
+        "29: node.heartbeat.path[1].address: has no value for the secondary",
+    ),
+    ("[node.heartbeat]\ntimeout = '99ms'", "28: node.heartbeat.timeout: must be at least two intervals"),
+    ("[node.arbiter]\nkind = 'etcd'", "27: node.arbiter.etcd: is missing: kind"),
+    ("[node.arbiter]\nkind = 'command'", "27: node.arbiter.command: is missing: kind"),
+    ("[node.arbiter]\ncommand = ['/a']", '28: node.arbiter.command: is only used with kind = "command"'),
+    ("[node.arbiter]\nfence = { agent = 'x' }", '28: node.arbiter.fence: is only used with kind = "fence"'),
+    (
+        "[node.arbiter]\nkind = 'fence'\nfence = { agent = 'x', options = ['ip=1', 'ip'] }",
+        "29: node.arbiter.fence.options[1]: must be NAME=VALUE, not 'ip'",
+    ),
+    (
+        "[node.arbiter]\nkind = 'command'\ncommand = ['/a']\non_partition = 'primary'",
+        '30: node.arbiter.on_partition: is only used with kind = "none"',
+    ),
+    ("[checkpoint]\nback_end = 'none'", '28: checkpoint.back_end: must be "qmp" with [node]'),
+    (ANOTHER_VM, "8: vm: must be one with [node], not 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "told"), NODE_WRONG, ids=[told[:40] for _, told in NODE_WRONG])
+def test_a_node_is_refused_with_line_and_key(more: str, told: str) -> None:
+    found = problems(PAIR + NODE + more)
+    assert any(problem.startswith(f"pair.toml:{told}") for problem in found), found
+
+
+def test_a_node_needs_to_know_where_the_link_listens_on_either_host() -> None:
+    text = changed('"192.0.2.2:9810"', '{ a = "192.0.2.1:9810", b = ":9810" }') + NODE
+    assert problems(text) == [
+        "pair.toml:5: link.secondary.b: the host is missing: the primary needs to know where to connect to"
+    ]
+
+
+def test_the_two_hosts_by_their_names() -> None:
+    a, b = (parse(PAIR + NODE, role) for role in ROLES)
+    assert a.node is not None and b.node is not None
+    assert (a.node.address, b.node.address) == ("192.0.2.1", "192.0.2.2")
+    assert [str(pair.node.heartbeat.paths[0].address) for pair in (a, b) if pair.node] == [
+        "192.0.2.1:9820",
+        "192.0.2.2:9820",
+    ]
+    assert a.vms == parse(PAIR, "primary").vms
+
+
+def test_a_host_in_another_role() -> None:
+    """The link listens on the secondary's host, whichever that is."""
+    text = changed('"192.0.2.2:9810"', '{ a = "192.0.2.1:9810", b = "192.0.2.2:9810" }') + NODE
+    a, b = (parse(text, role) for role in ROLES)
+    swapped = b.in_role("primary", listener=a)
+    assert (swapped.role, str(swapped.link.secondary)) == ("primary", "192.0.2.1:9810")
+    assert swapped.link.psk_file == "/etc/b.psk"
+    assert (b.role, str(b.link.secondary)) == ("secondary", "192.0.2.2:9810")
+
+
+def test_a_nodes_monitor_is_its_own() -> None:
+    assert parse(changed('qmp = "unix:/run/web.qmp"', "") + NODE, "primary").vms[0].qmp is None
 
 
 def test_all_errors_at_once_in_the_files_order() -> None:

@@ -37,7 +37,8 @@ from .units import (
 
 _HEAD = """\
 # A pair of hosts for coloproxy: the same file lies on both. Every key is here, with its default.
-# A line that begins with "#" and no blank is a key without a default, or one that is not needed here.
+# A line that begins with "#" and no blank is a key without a default, or one that is not needed here. So is a whole
+# table where each line has one: without these it is a right one ("##": what is not needed in it either).
 # Keys marked [per host] may be given as { primary = ..., secondary = ... }, or with a and b for these.
 """
 _WORDS: dict[type, str] = {
@@ -93,7 +94,7 @@ def _lines(model: type[Table], path: str) -> Iterator[str]:
                 *_lines(inner, f"{header}."),
             ]
             needed = info.is_required() or info.default_factory is not None
-            yield from section if needed else (line if not line or line[0] == "#" else f"#{line}" for line in section)
+            yield from section if needed else (f"#{line}" if line and line[:2] != "# " else line for line in section)
 
 
 def _assignment(key: str, info: FieldInfo) -> str:
