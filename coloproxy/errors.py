@@ -18,8 +18,6 @@ ColoproxyError
  +-- VmmError            QEMU's process can't be started, adopted, reached or ended
  |    +-- VmmBusy        one runs already where one was to be started
  |    +-- VmmExited      it has ended; holds its exit status
-
-
  +-- DiskError           a disk image that can't be used, or a step of its replication that failed
  +-- CaptureError        a capture that can't be read or used; names the file and the packet
  +-- LimitError          a limit given at creation is reached

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,8 +22,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coloproxy import vmm
 from coloproxy.address import parse_address
-from coloproxy.disks import Disk, Format, Peer, images, primary, primary_arguments, secondary, secondary_arguments
+from coloproxy.disks import Disk, Format, Peer, images, primary, secondary
 from coloproxy.qmp import QmpLink
 from coloproxy.testbed import kernel as kernels
 from coloproxy.testbed.cpio import CpioWriter
@@ -261,7 +263,7 @@ class Bed:
         """Its disks are written through the export `front{i}` (write())."""
         vm = Vm(name, self.directory, disks)
         self.vms.append(vm)
-        await vm.start(["-M", "none", "-S", *primary_arguments(disks)])
+        await vm.start(["-M", "none", "-S", *block_nodes(disks, "primary")])
         await vm.qmp.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self._front(vm)}}})
         for disk in disks:
             front = f"front{disk.index}"
@@ -273,7 +275,7 @@ class Bed:
         vm = Vm(name, self.directory, disks)
         self.vms.append(vm)
         await images.prepare_overlays(disks)
-        await vm.start(["-M", "none", "-S", *secondary_arguments(disks)])
+        await vm.start(["-M", "none", "-S", *block_nodes(disks, "secondary")])
         await secondary.prepare(vm.qmp, disks, self.peer)
         return vm
 
@@ -308,12 +310,11 @@ class Bed:
         if role == "secondary":
             await images.prepare_overlays(disks)
             argv += [
-                *(_throttled(secondary_arguments(disks)) if throttled else secondary_arguments(disks)),
-                "-incoming",
-                f"tcp:127.0.0.1:{self.migration}",
+                *(_throttled(disks) if throttled else block_nodes(disks, "secondary")),
+                *("-incoming", f"tcp:127.0.0.1:{self.migration}"),
             ]
         else:
-            argv += [*primary_arguments(disks), *(["-S"] if role == "primary" else [])]
+            argv += [*block_nodes(disks, "primary"), *(["-S"] if role == "primary" else [])]
         for disk in disks:
             argv += ["-device", f"virtio-blk-pci,drive={disk.quorum},id=disk{disk.index}"]
         await vm.start(argv, acceleration.environment)
@@ -367,17 +368,23 @@ class Bed:
         return time.monotonic() - begin
 
 
-def _throttled(arguments: list[str]) -> list[str]:
-    """A secondary's arguments with a throttle below each image."""
+def block_nodes(disks: Sequence[Disk], role: vmm.Role) -> list[str]:
+    """As the node starts QEMU with them."""
+    given = [vmm.Disk(disk.image, disk.format, active=disk.active_file, hidden=disk.hidden_file) for disk in disks]
+    return [
+        word for disk, its in zip(disks, given, strict=True) for word in vmm.blockdev_arguments(disk.index, its, role)
+    ]
+
+
+def _throttled(disks: Sequence[Disk]) -> list[str]:
+    """A secondary's block nodes with a throttle below each image."""
     made = ["-object", json.dumps({"qom-type": "throttle-group", "id": "slow"})]
-    for text in arguments:
-        node = json.loads(text) if text.startswith("{") else {}
-        if str(node.get("node-name")).startswith("parent"):
-            slow = {"driver": "throttle", "throttle-group": "slow", "file": node["file"]}
-            slow["node-name"] = node["file"] = f"slow-{node['node-name']}"
-            made += [json.dumps(slow), "-blockdev"]
-            text = json.dumps(node)
-        made.append(text)
+    for word in block_nodes(disks, "secondary"):
+        if image := re.fullmatch(r"driver=\w+,node-name=(parent\d+),file=(sf\d+)", word):
+            slow = f"slow-{image[1]}"
+            made += [f"driver=throttle,node-name={slow},throttle-group=slow,file={image[2]}", "-blockdev"]
+            word = word.replace(f"file={image[2]}", f"file={slow}")
+        made.append(word)
     return made
 
 

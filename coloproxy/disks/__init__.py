@@ -11,7 +11,7 @@ trouble     what QEMU's events mean for the disks
 """
 
 from .graph import Blocks
-from .model import Disk, Format, Kind, Monitor, Peer, primary_arguments, secondary_arguments
+from .model import Disk, Format, Kind, Monitor, Peer
 from .primary import Via
 from .record import Lineage, Takeover
 from .resync import Mode, Outcome, Plan, Progress
@@ -33,7 +33,5 @@ __all__ = [
     "Trouble",
     "Via",
     "What",
-    "primary_arguments",
     "read_event",
-    "secondary_arguments",
 ]

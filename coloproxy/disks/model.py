@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replicated disk is, what its parts in QEMU are called, and how QEMU is told of them at its start."""
+"""What a replicated disk is, and what its parts in QEMU are called. QEMU is told of them at its start by
+coloproxy.vmm.argv.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -114,42 +115,3 @@ class Disk:
     @property
     def hidden_file(self) -> Path:
         return self.overlays / f"hidden{self.index}.qcow2"
-
-
-def primary_arguments(disks: Sequence[Disk]) -> list[str]:
-    """QEMU's arguments for the disks of a VM that starts as primary or alone.
-
-    The device is not among them: `-device virtio-blk-pci,drive=colo-disk{i}`, equal on both sides.
-    """
-    made: list[str] = []
-    for disk in disks:
-        made += _blockdev(driver="file", node_name=f"pf{disk.index}", filename=str(disk.image))
-        made += _blockdev(driver=disk.format, node_name=disk.local, file=f"pf{disk.index}")
-        made += _quorum(disk, disk.local)
-    return made
-
-
-def secondary_arguments(disks: Sequence[Disk]) -> list[str]:
-    """QEMU's arguments for the disks of a secondary, whose overlays exist (images.prepare_overlays)."""
-    made: list[str] = []
-    for disk in disks:
-        i = disk.index
-        made += _blockdev(driver="file", node_name=f"sf{i}", filename=str(disk.image))
-        made += _blockdev(driver=disk.format, node_name=disk.parent, file=f"sf{i}")
-        made += _blockdev(driver="file", node_name=f"hf{i}", filename=str(disk.hidden_file))
-        made += _blockdev(driver="qcow2", node_name=f"hidden{i}", file=f"hf{i}", backing=disk.parent)
-        made += _blockdev(driver="file", node_name=f"af{i}", filename=str(disk.active_file))
-        made += _blockdev(driver="qcow2", node_name=f"active{i}", file=f"af{i}", backing=f"hidden{i}")
-        made += _blockdev(
-            driver="replication", node_name=disk.replica, mode="secondary", top_id=disk.quorum, file=f"active{i}"
-        )
-        made += _quorum(disk, disk.replica)
-    return made
-
-
-def _quorum(disk: Disk, child: str) -> list[str]:
-    return _blockdev(driver="quorum", node_name=disk.quorum, read_pattern="fifo", vote_threshold=1, children=[child])
-
-
-def _blockdev(**properties: object) -> list[str]:
-    return ["-blockdev", json.dumps({key.replace("_", "-"): value for key, value in properties.items()})]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .acceleration import Acceleration, choose_acceleration, kvm_problem, ram_problem
-from .argv import Disk, Machine, Role, command_line, merge_command
+from .argv import Disk, Machine, Role, blockdev_arguments, command_line
 from .bus import Connected, Event, Exit, Item, Lost, Subscription
 from .explain import Cause, explain_event, explain_exit, explain_status, shutdown_cause
 from .files import Files, StateDirectory
@@ -29,13 +29,13 @@ __all__ = [
     "Role",
     "StateDirectory",
     "Subscription",
+    "blockdev_arguments",
     "choose_acceleration",
     "command_line",
     "explain_event",
     "explain_exit",
     "explain_status",
     "kvm_problem",
-    "merge_command",
     "quickack_route",
     "ram_problem",
     "shutdown_cause",

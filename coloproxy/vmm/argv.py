@@ -30,7 +30,7 @@ Role = Literal["primary", "secondary", "survivor"]
 - secondary: the VM waits for the primary's copy; its writes go to overlays.
 - survivor: a secondary that had taken over and ended before its overlays were committed into the image. The VM runs
   from all three files; what is only in the overlays counts. QEMU can't be asked to commit them while they are a
-  quorum's child ("Need a root block node"). So rather run `merge_command` first, and start it as primary.
+  quorum's child ("Need a root block node"). So rather let coloproxy.disks.recover do it, and start it as primary.
 """
 
 
@@ -95,7 +95,8 @@ def command_line(machine: Machine, files: Files, role: Role, *, paused: bool = F
         argv += ["-qmp", f"unix:{_escape(path)},server=on,wait=off"]
     argv += machine.options
     for index, disk in enumerate(machine.disks):
-        argv += _disk(index, disk, role)
+        argv += blockdev_arguments(index, disk, role)
+        argv += ["-device", f"{disk.device},id=vdisk{index},drive=colo-disk{index}{_more(disk.device_options)}"]
     argv += machine.nics
     # Not a fixed tcp: address. QEMU would listen before the capabilities are set, and end if it can't.
     if role == "secondary":
@@ -105,22 +106,12 @@ def command_line(machine: Machine, files: Files, role: Role, *, paused: bool = F
     return [*argv, *machine.extra]
 
 
-def merge_command(disk: Disk, qemu_img: str = "qemu-img") -> list[str]:
-    """The command that commits a survivor's overlays into its image. No QEMU may use them.
-
-    It empties no file, so it may be repeated, also when it was cut short. Raises MisuseError.
-    """
-    if disk.active is None or disk.hidden is None:
-        raise MisuseError(f"{disk.image} has no overlays to commit")
-    chain = [
-        *("driver=qcow2", f"file.filename={_escape(disk.active)}"),
-        *("backing.driver=qcow2", f"backing.file.filename={_escape(disk.hidden)}"),
-        *(f"backing.backing.driver={disk.format}", f"backing.backing.file.filename={_escape(disk.image)}"),
-    ]
-    return [qemu_img, "commit", "-q", "-d", "-b", str(disk.image), "--image-opts", ",".join(chain)]
+def blockdev_arguments(index: int, disk: Disk, role: Role) -> list[str]:
+    """The block nodes of that disk, up to the quorum that the guest's device has. Raises MisuseError."""
+    return list(_blockdevs(index, disk, role))
 
 
-def _disk(index: int, disk: Disk, role: Role) -> Iterator[str]:
+def _blockdevs(index: int, disk: Disk, role: Role) -> Iterator[str]:
     def node(driver: str, name: str, rest: str) -> tuple[str, str]:
         return "-blockdev", f"driver={driver},node-name={name}{index},{rest}"
 
@@ -146,7 +137,6 @@ def _disk(index: int, disk: Disk, role: Role) -> Iterator[str]:
         child = "childs"
     # A vote of one, read in order: the quorum is only there to let a second child be added to it.
     yield from node("quorum", "colo-disk", f"read-pattern=fifo,vote-threshold=1,children.0={child}{index}")
-    yield from ("-device", f"{disk.device},id=vdisk{index},drive=colo-disk{index}{_more(disk.device_options)}")
 
 
 def _more(options: str) -> str:
