@@ -25,12 +25,12 @@ class Heir(host.Host):
         return {**super()._handlers(), "succeed": self._do_succeed}
 
     async def _do_succeed(self, arguments: Mapping[str, Any]) -> object:
-        (old,) = self._vms
+        (old,) = self.vms
         assert isinstance(old, SecondaryVm)
         (running,) = (task for task in asyncio.all_tasks() if task.get_name() == old.vm.name)
-        pair = self._pair.model_copy(update={"role": "primary"})
+        pair = self._pair.in_role("primary", listener=self._pair)
         new = await succeed(old, running, lambda: PrimaryVm(pair, old.vm, self._journal, self._fail))
-        self._vms[:] = [new]
+        self.vms[:] = [new]
         self._spawn(new.run(), new.vm.name)
         return {"inherited": new.inherited}
 

@@ -87,6 +87,7 @@ def with_rare_parts(vm: dict[str, Any]) -> dict[str, Any]:
             "released_frames": 17,
             "at_s": 3.5,
         }
+        vm["handed_over_ms"] = 1.5
         vm["checkpoints_by_cause"] = {"payload": 3, "qemu": 4}
         for key in ("class_in", "divergences", "limits"):
             vm["comparator"][key] = {"tcp": 1, "gap": 2}

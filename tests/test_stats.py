@@ -172,6 +172,7 @@ ALL_REPORTS = [
     told.Synced(),
     told.Epoch(3, None),
     told.TookOver("why", 2),
+    told.Inherited(3),
     told.WentAlone("why"),
     told.StoodDown("a wish"),
     told.StateChanged("standby", "taken-over", "a wish"),

@@ -40,7 +40,7 @@ async def test_a_survivor_becomes_a_primary(tmp_path: Path) -> None:
         assert answer["inherited"] == 2
         status = await proxies["secondary"].vm_status()
         (tmp_path / "gap.txt").write_text(f"{status['handed_over_ms']} ms without a frame moving\n")
-        assert (status["state"], status["inherited"]) == ("unprotected", 2)
+        assert (status["state"], status["rewriter"]["inherited"]) == ("unprotected", 2)
         for transfer, digest in zip(
             transfers, (bed.content.large_sha256, hashlib.sha256(BODY).hexdigest()), strict=True
         ):

@@ -157,6 +157,12 @@ _CHECKPOINTS: Final = (
         "That the last one released.",
         one("last_checkpoint", "released_frames"),
     ),
+    Family(
+        "gauge",
+        "handed_over_seconds",
+        "How long no frame moved when the secondary's path became the primary's.",
+        one("handed_over_ms", scale=MS),
+    ),
 )
 
 _COMPARATOR: Final = (
@@ -391,9 +397,11 @@ _REWRITER: Final = (
             "signed_segments": ("signed_segments", "With TCP-MD5 or TCP-AO: passed untouched."),
             "evicted": ("evicted", "Flows that made room for others."),
             "refused": ("refused", "New flows for which there was no room."),
+            "belied": ("belied", "Inherited flows that were another connection by then: forgotten."),
         },
     ),
     Family("gauge", "rewriter_flows", "Flows that are translated now.", one("rewriter", "flows")),
+    Family("gauge", "rewriter_inherited", "Of these, inherited at a failover.", one("rewriter", "inherited")),
 )
 
 VM: Final = (*_CHECKPOINTS, *_COMPARATOR, *_ENGINE, *_LINK, *_PATH, *_NICS, *_REWRITER)

@@ -492,7 +492,6 @@ class PrimaryVm(RunningVm):
             "checkpoints_failed": self.checkpoints_failed,
             "last_checkpoint": self.last_checkpoint,
             "checkpoint_policy": self._pacer.status(),
-            "inherited": self.inherited,
             "rewriter": self.path.counters()["rewriter"],
             "handed_over_ms": _ms(self.handed_over_ns),
             "pauses": self._pauses.status(),
