@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from coloproxy.arbiter import Arbiter, Claim, EtcdArbiter, EtcdOptions, Ruling, 
 from coloproxy.arbiter.claim import Host
 from coloproxy.errors import EtcdError, MisuseError
 from coloproxy.testbed.etcd import Certificates, Etcd, loopback_members
+from coloproxy.testbed.programs import find_program
 
 WON, LOST, UNKNOWN = Verdict.WON, Verdict.LOST, Verdict.UNKNOWN
 PATIENCE = 60.0  # s, of what must happen
 
 real = pytest.mark.skipif(
-    shutil.which("etcd") is None or shutil.which("etcdctl") is None,
-    reason="NO etcd HERE: the real one was NOT tested (apt: etcd-server etcd-client)",
+    find_program("etcd") is None or find_program("etcdctl") is None,
+    reason="NO etcd HERE: the real one was NOT tested (tools/requirements.py fetches it)",
 )
 
 

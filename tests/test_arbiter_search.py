@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from coloproxy.arbiter import Claim, EtcdArbiter, EtcdOptions, Ruling, Verdict
 from coloproxy.arbiter.claim import HOSTS, Host, Role
 from coloproxy.arbiter.etcd_record import Owner
 from coloproxy.testbed.etcd import Etcd, loopback_members
+from coloproxy.testbed.programs import find_program
 
 PAIR = "web"
 
@@ -249,7 +249,7 @@ def test_the_search_finds_what_is_broken(broken: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(
-    shutil.which("etcd") is None, reason="NO etcd-server HERE: the real one was NOT tested (apt: etcd-server)"
+    find_program("etcd") is None, reason="NO etcd HERE: the real one was NOT tested (tools/requirements.py fetches it)"
 )
 def test_never_two_winners_with_the_real_etcd(tmp_path: Path) -> None:
     (member,) = loopback_members(1)

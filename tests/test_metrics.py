@@ -8,7 +8,6 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -30,8 +29,11 @@ from coloproxy.metrics.families import NODE, VM
 from coloproxy.pair import load
 from coloproxy.reports import CheckpointCommitted, CheckpointFailed, Protected
 from coloproxy.run.primary import PrimaryVm
+from coloproxy.testbed.programs import find_program
 
 DEADLINE = 20.0
+PROMTOOL = find_program("promtool") or Path("promtool")
+needs_promtool = pytest.mark.skipif(not PROMTOOL.exists(), reason="no promtool (tools/requirements.py fetches it)")
 IDENTITY = {"pid", "uptime_s", "at_s"}  # that are not worth a metric, or change from call to call
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -173,12 +175,11 @@ def test_names_labels_and_their_number(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@needs_promtool
 @pytest.mark.parametrize("kind", ["primary", "secondary", "node"])
 def test_promtool_finds_nothing_to_complain_of(kind: str, tmp_path: Path) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (Debian: prometheus)")
     text = text_of(document(kind, tmp_path))
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -367,14 +368,13 @@ def test_alert_rules_name_metrics_that_exist(tmp_path: Path) -> None:
         assert {"for", "severity", "summary", "description"} <= set(rule), rule["alert"]
 
 
+@needs_promtool
 @pytest.mark.parametrize(
     "command", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]], ids=["check", "test"]
 )
 def test_alert_rules_by_promtool(command: list[str]) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (Debian: prometheus)")
     done = subprocess.run(
-        ["promtool", *command], cwd=PACKAGING / "prometheus", capture_output=True, text=True, check=False
+        [PROMTOOL, *command], cwd=PACKAGING / "prometheus", capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from coloproxy.testbed.errors import GuestError
 from coloproxy.testbed.node_guest import PROGRAMS as NODE_PROGRAMS
+from coloproxy.testbed.programs import PACKAGES, fetch_program, find_program
 from coloproxy.testbed.server_programs import PROGRAMS as SERVER_PROGRAMS
 
 _PROGRAMS: Final = {
     **{program: program for program in ("clang", "cpio", "tcpdump", "valgrind")},
+    "fence_dummy": "fence-agents",
     **SERVER_PROGRAMS,
     **NODE_PROGRAMS,
 }
@@ -49,7 +52,18 @@ def missing_packages() -> list[str]:
 
 
 def install_missing_tools(report: Callable[[str], None]) -> None:
-    """Install them by apt-get; exits with a message where that can't be."""
+    """Install them by apt-get, or fetch them into the cache; exits with a message where that can't be."""
+    _install(report)
+    for program in PACKAGES:
+        if find_program(program) is None:
+            report(f"fetching {program}")
+            try:
+                fetch_program(program)
+            except GuestError as error:
+                raise SystemExit(f"{program}: {error}") from None
+
+
+def _install(report: Callable[[str], None]) -> None:
     for _ in range(2):  # which runtime clang needs is known only once clang is there
         packages = missing_packages()
         if not packages:

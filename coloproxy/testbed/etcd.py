@@ -7,17 +7,14 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from .errors import DeadlineError
 from .process import Completed, Daemon, run
-
-PACKAGES: Final[Mapping[str, str]] = MappingProxyType({"etcd": "etcd-server", "etcdctl": "etcd-client"})
-"""The programs, and the Debian packages that bring them; as install_missing() wants it."""
+from .programs import fetch_program
 
 _LOOK: Final = 0.05  # s
 
@@ -89,10 +86,11 @@ class Etcd:
         return f"{scheme}://{self.member.address}:{self.member.client}"
 
     async def start(self) -> None:
-        """Raises ProcessError."""
+        """Raises ProcessError, GuestError: there is no etcd and it can't be had."""
         self._directory.mkdir(parents=True, exist_ok=True)
         members = ",".join(f"{one.name}={one.peer_url}" for one in self._cluster)
-        argv = ["etcd", f"--name={self.member.name}", f"--data-dir={self._directory / 'data'}"]
+        program = await asyncio.to_thread(fetch_program, "etcd")
+        argv = [str(program), f"--name={self.member.name}", f"--data-dir={self._directory / 'data'}"]
         argv += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         argv += [f"--listen-peer-urls={self.member.peer_url}", f"--initial-advertise-peer-urls={self.member.peer_url}"]
         argv += [f"--initial-cluster={members}", f"--initial-cluster-token={self._cluster[0].client}"]
@@ -115,7 +113,8 @@ class Etcd:
 
     async def ctl(self, *arguments: str) -> Completed:
         """Runs etcdctl against this server."""
-        argv = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.url}"]
+        program = await asyncio.to_thread(fetch_program, "etcdctl")
+        argv = ["env", "ETCDCTL_API=3", str(program), f"--endpoints={self.url}"]
         if (files := self._certificates) is not None:
             argv += [f"--cacert={files.ca}", f"--cert={files.cert}", f"--key={files.key}"]
         return await run([*argv, *arguments], namespace=self._namespace)

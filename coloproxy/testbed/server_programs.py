@@ -7,17 +7,15 @@ that they need and this machine lacks, are unpacked into the cache.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .debian import command, unpack_package, update_index
 from .errors import GuestError
 from .guest import cache_directory
+from .programs import fetch_program, kept_once
 
 PROGRAMS = {
     "iperf3": "iperf3",
@@ -32,8 +30,6 @@ PROGRAMS = {
 
 _PACKAGES = ("nginx", "libnginx-mod-http-headers-more-filter", "openssh-server", "dnsmasq-base")
 _DIRECTORY = "server-packages"
-_ETCD_PACKAGE = "etcd-server"  # needs nothing but the C library
-_ETCD_DIRECTORY = "etcd-package"
 _TO_INSTALL = re.compile(r"^Inst (\S+)", re.MULTILINE)
 
 
@@ -72,15 +68,12 @@ class ServerPrograms:
 
 def server_programs(cache: Path | None = None) -> ServerPrograms:
     """From the cache; blocks, and downloads them the first time.  Raises GuestError."""
-    return ServerPrograms(_unpacked(cache or cache_directory(), _DIRECTORY, _wanted))
+    return ServerPrograms(kept_once((cache or cache_directory()) / _DIRECTORY, _unpack_wanted))
 
 
 def etcd_program(cache: Path | None = None) -> Path:
     """etcd: this machine's, else the cache's; blocks, and downloads it the first time.  Raises GuestError."""
-    installed = shutil.which("etcd")
-    if installed is not None:
-        return Path(installed)
-    return _unpacked(cache or cache_directory(), _ETCD_DIRECTORY, lambda: [_ETCD_PACKAGE]) / "usr/bin/etcd"
+    return fetch_program("etcd", cache)
 
 
 def copy_programs(programs: ServerPrograms, into: Path) -> ServerPrograms:
@@ -90,18 +83,9 @@ def copy_programs(programs: ServerPrograms, into: Path) -> ServerPrograms:
     return ServerPrograms(into)
 
 
-def _unpacked(cache: Path, name: str, packages: Callable[[], Sequence[str]]) -> Path:
-    place = cache / name
-    if not place.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="downloading-", dir=cache) as scratch:
-            whole = Path(scratch) / "whole"
-            whole.mkdir()
-            for package in packages():
-                unpack_package(package, whole)
-            with contextlib.suppress(OSError):  # somebody else was quicker
-                whole.rename(place)
-    return place
+def _unpack_wanted(into: Path) -> None:
+    for package in _wanted():
+        unpack_package(package, into)
 
 
 def _wanted() -> list[str]:
