@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pair_files import PAIR
+from pair_files import NODE, PAIR
 
 from coloproxy.doctor import CHECKS, Level, Subject, examine
 from coloproxy.doctor.check import Check, Finding, Port
@@ -24,6 +24,7 @@ from coloproxy.doctor.qemu import missing_features, probe
 from coloproxy.doctor.software import judge_versions
 from coloproxy.doctor.subject import of_pair
 from coloproxy.pair import load
+from coloproxy.pair.config import load_both
 
 NOWHERE = "/nonexistent/program"
 TOP = Path(__file__).resolve().parent.parent
@@ -167,6 +168,15 @@ def test_a_feature_that_was_left_out_is_missed() -> None:
 
 def test_kvm_is_absent(tree: Path) -> None:
     assert one("kvm", Subject(root=tree)).text.startswith("there is no /dev/kvm")
+    put(tree, "dev/kvm")
+    put(tree, "proc/cpuinfo", "flags\t\t: fpu sse2\n")
+    assert one("kvm", Subject(root=tree, qemu=NOWHERE)).text.startswith("the processor offers neither VT-x nor AMD-V")
+
+
+def test_kvm_is_tried_with_the_qemu_that_is_meant(tree: Path) -> None:
+    put(tree, "dev/kvm")
+    put(tree, "proc/cpuinfo", "flags\t\t: fpu vmx\n")
+    assert one("kvm", Subject(root=tree, qemu=NOWHERE)).text.startswith(f"{NOWHERE} can't be started")
 
 
 def test_ram(tree: Path) -> None:
@@ -403,7 +413,7 @@ def test_systemd(tree: Path) -> None:
 
 def test_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one("tcg-shim", Subject()).level is Level.OK
-    monkeypatch.setattr("coloproxy.testbed.tcg.__file__", "/nonexistent/coloproxy/testbed/tcg.py")
+    monkeypatch.setattr("coloproxy.vmm.acceleration.__file__", "/nonexistent/coloproxy/vmm/acceleration.py")
     assert one("tcg-shim", Subject()).level is Level.WARN
 
 
@@ -419,3 +429,58 @@ def test_what_a_pairs_file_says(role: str, tmp_path: Path) -> None:
     assert [finding.level for finding in look("files", subject)] == [Level.FAIL]  # the key is not there
     assert look("files", Subject()) == []
     assert one("files", replace(subject, file_problems=())).level is Level.OK
+
+
+NODE_PAIR = PAIR.replace('"192.0.2.2:9810"', '{ a = "192.0.2.1:9810", b = "192.0.2.2:9810" }') + NODE
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+def test_what_a_nodes_file_says(host: str, tmp_path: Path) -> None:
+    """Either host listens when it is the secondary."""
+    both = load_both(put(tmp_path, "pair.toml", NODE_PAIR + '[node.qemu]\noptions = ["-m", "1G"]\nbinary = "q"\n'))
+    ours, its = (both["primary"], both["secondary"]) if host == "a" else (both["secondary"], both["primary"])
+    subject = of_pair(ours, Subject(), its)
+    addresses = ("192.0.2.1", "192.0.2.2") if host == "a" else ("192.0.2.2", "192.0.2.1")
+    assert subject.peer == addresses[1]
+    assert set(subject.ports) == {
+        Port(what, protocol, address, number, ours=address == addresses[0])
+        for address in addresses
+        for what, protocol, number in (
+            ("link", "tcp", 9810),
+            ("nbd", "tcp", 9830),
+            ("migration", "tcp", 9831),
+            ("heartbeat link", "udp", 9820),
+        )
+    }
+    assert (subject.images, subject.made) == ((Path("/vms/web.qcow2"),), host == "b")
+    assert (subject.overlays, subject.ram_bytes, subject.qemu) == (Path("/var/lib/coloproxy/web"), 1 << 30, "q")
+    assert subject.control_socket == Path(f"/run/coloproxy/web-{host}.sock")
+    given = of_pair(ours, Subject(qemu="mine", images=(Path("/x"),), ram_bytes=7, overlays=Path("/o")), its)
+    assert (given.qemu, given.images, given.ram_bytes, given.overlays) == ("mine", (Path("/x"),), 7, Path("/o"))
+
+
+@needs_root
+def test_an_image_that_the_node_makes(tmp_path: Path) -> None:
+    here, nowhere = tmp_path / "a.qcow2", tmp_path / "no" / "b.qcow2"
+    found = look("images", Subject(images=(here, nowhere), made=True))
+    assert [finding.level for finding in found] == [Level.OK, Level.FAIL]
+    assert look("images", Subject(images=(here,)))[0].level is Level.FAIL
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "said"),
+    [
+        ('kind = "command"\ncommand = ["/none/arbiter"]', "node.arbiter.command[0]: /none/arbiter is no"),
+        (
+            'kind = "fence"\nfence = { agent = "fence_nothing" }',
+            "node.arbiter.fence.agent: fence_nothing is no",
+        ),
+        (
+            'kind = "etcd"\netcd = { endpoints = ["http://x"], ca = "/none" }',
+            "node.arbiter.etcd.ca: /none: No such",
+        ),
+    ],
+)
+def test_what_an_arbiter_needs(arbiter: str, said: str, tmp_path: Path) -> None:
+    pair = load(put(tmp_path, "pair.toml", f"{NODE_PAIR}[node.arbiter]\n{arbiter}\n"), "primary")
+    assert any(finding.text.startswith(said) for finding in look("files", of_pair(pair, Subject())))

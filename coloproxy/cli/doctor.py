@@ -29,7 +29,9 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", metavar="FILE", help="The pair's file: look at what it says too.")
     ] = None,
-    role: Annotated[RoleOption | None, typer.Option(help="With -c: this host's role.")] = None,
+    role: Annotated[
+        RoleOption | None, typer.Option(help="With -c: this host's role; with \\[node] the first one.")
+    ] = None,
     peer: Annotated[str | None, typer.Option(metavar="HOST", help="The other host's address, without -c.")] = None,
     image: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="An image of the VM's.")] = None,
     overlays: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the overlays are put.")] = None,
@@ -57,7 +59,9 @@ def doctor(
         ram_bytes=None if ram is None else ram << 10,
     )
     if config is not None and role is not None:
-        subject = of_pair(load_or_exit(config, role), subject)
+        views = {each: load_or_exit(config, each) for each in RoleOption}
+        (other,) = (view for each, view in views.items() if each is not role)
+        subject = of_pair(views[role], subject, other)
     findings = [(each.name, each.looks_at, finding) for each, finding in examine(subject, only)]
     worst = max((finding.level for _, _, finding in findings), default=0)
     if as_json:

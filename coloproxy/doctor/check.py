@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from coloproxy.vmm.acceleration import QEMU
+
 PROGRAM_S: Final = 20.0
 
 
@@ -56,7 +58,9 @@ class Subject:
         qemu, qemu_img, ip: programs.
         peer: the other host's address; None: checks of the way to it are left out.
         ports: that must be free here, or reachable there.
+        qemu_user: whom QEMU runs as; None: as we do.
         images: the VM's disks.
+        made: images that are not there are made by the node.
         overlays: where the disks' overlays are put.
         ram_bytes: of the guest.
         control_socket: of a coloproxy that may be running: its ports are in use, and rightly so.
@@ -65,12 +69,14 @@ class Subject:
         root: below which /dev, /proc and /sys are looked for.
     """
 
-    qemu: str = "qemu-system-x86_64"
+    qemu: str = QEMU
     qemu_img: str = "qemu-img"
     ip: str = "ip"
     peer: str | None = None
     ports: tuple[Port, ...] = ()
+    qemu_user: str | None = None
     images: tuple[Path, ...] = ()
+    made: bool = False
     overlays: Path | None = None
     ram_bytes: int | None = None
     control_socket: Path | None = None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from coloproxy.vmm.acceleration import kvm_problem
+from coloproxy.vmm.acceleration import RAM_GRAIN, TCG_BAD_MULTIPLE, kvm_problem
 
 from .check import Finding, Subject, check, fail, ok, output_of, warn
 
@@ -87,7 +87,7 @@ def image_tool(subject: Subject) -> Iterator[Finding]:
 
 @check("kvm", "hardware support for the guests' processors")
 def kvm(subject: Subject) -> Iterator[Finding]:
-    why = kvm_problem()
+    why = _kvm_problem(subject)
     if why is None:
         yield ok("KVM works")
         return
@@ -102,12 +102,16 @@ def kvm(subject: Subject) -> Iterator[Finding]:
 def ram(subject: Subject) -> Iterator[Finding]:
     if subject.ram_bytes is None:
         return
-    if subject.ram_bytes % (256 << 10):
+    if subject.ram_bytes % TCG_BAD_MULTIPLE:
         yield ok(f"{subject.ram_bytes >> 10} KiB is no multiple of 256 KiB")
-    elif kvm_problem() is None:
+    elif _kvm_problem(subject) is None:
         yield ok("a multiple of 256 KiB, which does no harm with KVM")
     else:
         yield fail(
             f"{subject.ram_bytes >> 10} KiB is a multiple of 256 KiB: under TCG the secondary crashes",
-            f"take -m {(subject.ram_bytes >> 10) + 8}k",
+            f"take -m {(subject.ram_bytes + RAM_GRAIN) >> 10}k",
         )
+
+
+def _kvm_problem(subject: Subject) -> str | None:
+    return kvm_problem(subject.qemu, subject.qemu_user, subject.root)

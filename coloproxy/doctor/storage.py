@@ -24,6 +24,12 @@ def images(subject: Subject) -> Iterator[Finding]:
 
 
 def _image(subject: Subject, path: Path) -> Iterator[Finding]:
+    if not path.exists() and subject.made:
+        if os.access(path.parent, os.W_OK):
+            yield ok(f"{path}: not there yet; the node makes it")
+        else:
+            yield fail(f"{path.parent}: the node is to make an image there, and can't", "make the directory")
+        return
     if not path.exists():
         yield fail(f"{path}: there is no such file", "copy the image there, or let the first resync make it")
         return

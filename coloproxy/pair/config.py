@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from coloproxy.errors import ConfigError
 
 from .model import (
+    HOST_NAMES,
     ROLES,
     Checkpoint,
     Compare,
@@ -50,6 +51,7 @@ from .table import PerHost, Table
 from .units import Endpoint
 
 __all__ = [
+    "HOST_NAMES",
     "ROLES",
     "Checkpoint",
     "Compare",
@@ -67,9 +69,6 @@ __all__ = [
     "load",
     "parse",
 ]
-
-HOST_NAMES: Final[dict[Role, str]] = {"primary": "a", "secondary": "b"}
-"""Of the two hosts, where roles change: by the role in which each of them begins."""
 
 _PER_HOST: Final = {*HOST_NAMES, *HOST_NAMES.values()}
 _WANTED: Final = {

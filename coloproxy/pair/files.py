@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from coloproxy.errors import RulesError
 from coloproxy.rules import load_rules
 
 from .model import Pair
+from .node_model import Arbiter
+
+_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))  # root's may lack these
 
 
 def file_problems(pair: Pair) -> list[str]:
@@ -33,12 +37,29 @@ def _problems(pair: Pair) -> Iterator[str]:
     command = pair.checkpoint.command
     if command is not None and pair.role == "primary" and not os.access(command[0], os.X_OK):
         yield f"checkpoint.command[0]: {command[0]} is no program that can be run"
+    if pair.node is not None:
+        yield from _of_arbiter(pair.node.arbiter)
     for vm in pair.vms:
         ring, recording = pair.compare.ring(vm.name), pair.compare.recording(vm.name)
         if ring is not None and not ring.directory.is_dir():
             yield f"compare.record_dir: {ring.directory} is no directory"
         if recording is not None and not recording.path.parent.is_dir():
             yield f"compare.record: {recording.path.parent} is no directory"
+
+
+def _of_arbiter(arbiter: Arbiter) -> Iterator[str]:
+    if arbiter.etcd is not None:
+        for key in ("ca", "certificate", "key"):
+            path = getattr(arbiter.etcd, key)
+            if path is not None:
+                yield from _file(f"node.arbiter.etcd.{key}", Path(path), secret=key == "key")
+    programs = {
+        "fence.agent": arbiter.fence.agent if arbiter.fence is not None else None,
+        "command[0]": arbiter.command[0] if arbiter.command is not None else None,
+    }
+    for key, program in programs.items():
+        if program is not None and shutil.which(program, path=_PATH) is None:
+            yield f"node.arbiter.{key}: {program} is no program that can be run"
 
 
 def _file(key: str, path: Path, *, secret: bool) -> Iterator[str]:

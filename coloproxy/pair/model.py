@@ -52,7 +52,11 @@ from .units import (
 Role = Literal["primary", "secondary"]
 ROLES: Final[tuple[Role, Role]] = ("primary", "secondary")
 
+HOST_NAMES: Final[dict[Role, Literal["a", "b"]]] = {"primary": "a", "secondary": "b"}
+"""Of the two hosts, where roles change: by the role in which each of them begins."""
+
 RUNTIME_DIRECTORY: Final = Path("/run/coloproxy")
+STATE_DIRECTORY: Final = Path("/var/lib/coloproxy")
 VM_PLACE: Final = "{vm}"
 """In a recording's path: the name of the VM."""
 
@@ -500,7 +504,8 @@ class Control(Table):
     """The socket of `coloproxy ctl`."""
 
     socket: Annotated[str | None, FilePath(socket=True), PerHost(), Example('"/run/coloproxy/web.sock"')] = Field(
-        default=None, description="Its path. Left out: /run/coloproxy/NAME-ROLE.sock"
+        default=None,
+        description="Its path. Left out: /run/coloproxy/NAME-ROLE.sock; with [node] NAME-a.sock, NAME-b.sock.",
     )
     mode: Annotated[int, Count(0o600, 0o777, octal=True)] = Field(
         default=0o660, description="Who may use it: its file mode."
@@ -558,10 +563,11 @@ class Pair(Table):
     node: Node | None = Field(default=None, description="What `coloproxy node` needs beyond that.")
 
     _role: Role = PrivateAttr(default="primary")
+    _begins: Role = PrivateAttr(default="primary")
 
     def model_post_init(self, context: Any, /) -> None:
         if isinstance(context, dict):
-            self._role = context["role"]
+            self._role = self._begins = context["role"]
 
     @property
     def role(self) -> Role:
@@ -576,6 +582,11 @@ class Pair(Table):
         return pair
 
     @property
+    def host(self) -> Literal["a", "b"]:
+        """The host's name, which stays when roles change."""
+        return HOST_NAMES[self._begins]
+
+    @property
     def peer_role(self) -> Role:
         return "secondary" if self._role == "primary" else "primary"
 
@@ -584,7 +595,13 @@ class Pair(Table):
         """Where `coloproxy ctl` finds this coloproxy."""
         if self.control.socket is not None:
             return Path(self.control.socket)
-        return RUNTIME_DIRECTORY / f"{self.name}-{self._role}.sock"
+        return RUNTIME_DIRECTORY / f"{self.name}-{self._role if self.node is None else self.host}.sock"
+
+    @property
+    def state_directory(self) -> Path:
+        """The node's."""
+        given = self.node.state_dir if self.node is not None else None
+        return STATE_DIRECTORY / self.name if given is None else Path(given)
 
     def problems(self) -> Iterator[Problem]:
         if len(str(self.control_socket).encode()) > 107:

@@ -96,17 +96,19 @@ def find_shim() -> Path:
 
 
 @functools.cache
-def kvm_problem(binary: str = QEMU, user: str | None = None) -> str | None:
+def kvm_problem(binary: str = QEMU, user: str | None = None, root: Path = Path("/")) -> str | None:
     """Why KVM can't be used; None: it runs guest code at the speed of a processor. The answer is kept.
+
+    root: below which /dev and /proc are looked for.
 
     That /dev/kvm exists and opens proves little: inside another virtual machine it may refuse to make a VM, or emulate
     instruction by instruction and never get through a kernel's boot. So QEMU itself is started with it, as the user
     that it will run as, and a small ROM counts to fifty million and reports by way of QEMU's exit status: some 20 ms
     with hardware support, minutes without.
     """
-    if not Path("/dev/kvm").exists():
+    if not (root / "dev/kvm").exists():
         return "there is no /dev/kvm (module kvm_intel or kvm_amd, and virtualization switched on in the firmware)"
-    if not _has_virtualization_extensions():
+    if not _has_virtualization_extensions(root):
         return "the processor offers neither VT-x nor AMD-V (inside a VM: nested virtualization is off)"
     account = None if user is None else Account.named(user)
     with tempfile.NamedTemporaryFile(prefix="coloproxy-kvm-probe-") as rom:
@@ -140,14 +142,25 @@ def ram_problem(acceleration: Acceleration, arguments: Sequence[str]) -> str | N
     """What is wrong with the RAM of that command line under that acceleration, and what to take; None: nothing."""
     if acceleration.name != "tcg":
         return None
-    given = [value for option, value in itertools.pairwise(arguments) if option in ("-m", "--m")]
-    size = ram_bytes(given[-1]) if given else DEFAULT_RAM
+    given = _ram_option(arguments)
+    size = ram_of(arguments)
     if size is None or size % TCG_BAD_MULTIPLE:
         return None  # a size that can't be read: QEMU refuses it in its own words
     return (
-        f"{f'-m {given[-1]}' if given else 'the default of 128 MiB'}: under TCG the RAM must not be a multiple of "
+        f"{'the default of 128 MiB' if given is None else f'-m {given}'}: under TCG the RAM must not be a multiple of "
         f"256 KiB, or the secondary crashes after a checkpoint; take -m {(size + RAM_GRAIN) >> 10}k, on both hosts"
     )
+
+
+def ram_of(arguments: Sequence[str]) -> int | None:
+    """The RAM of that command line in bytes; None if it can't be read."""
+    given = _ram_option(arguments)
+    return DEFAULT_RAM if given is None else ram_bytes(given)
+
+
+def _ram_option(arguments: Sequence[str]) -> str | None:
+    given = [value for option, value in itertools.pairwise(arguments) if option in ("-m", "--m")]
+    return given[-1] if given else None
 
 
 def ram_bytes(text: str) -> int | None:
@@ -168,9 +181,9 @@ def ram_bytes(text: str) -> int | None:
     return DEFAULT_RAM
 
 
-def _has_virtualization_extensions() -> bool:
+def _has_virtualization_extensions(root: Path) -> bool:
     """True if the processor says that it has VT-x or AMD-V; spares the probe where there can be no KVM to speak of."""
-    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", (root / "proc/cpuinfo").read_text(), re.MULTILINE)
     return flags is not None and not {"vmx", "svm"}.isdisjoint(flags[1].split())
 
 
