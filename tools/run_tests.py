@@ -3,6 +3,9 @@
 
 With --all a test that would be skipped fails instead (COLOPROXY_REQUIRE_ALL, see tests/conftest.py), and what the
 real VMs and the tests' own tools need is installed first. Everything behind the options goes to pytest.
+
+Tests of whole VMs wait for most of their time, so with --all, and nothing for pytest, the others run beside them, in a
+process of their own and with lower priority; what that one has said is printed when the first is done.
 """
 
 from __future__ import annotations
@@ -11,11 +14,16 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from requirements import install_missing_tools
 
 TOP = Path(__file__).resolve().parent.parent
+WITH_VMS, WITHOUT = ("-m", "e2e"), ("-m", "not e2e")
+BESIDE = 10
+"""Niceness of what runs beside the VMs."""
 
 
 def main() -> int:
@@ -31,9 +39,33 @@ def main() -> int:
         install_missing(lambda step: print(step, flush=True))
         install_missing_tools(lambda step: print(step, flush=True))
     else:
-        pytest_args = ["-m", "not e2e", *pytest_args]
-    command = [sys.executable, "-m", "pytest", "--import-mode=importlib", *pytest_args]
-    return subprocess.run(command, cwd=TOP, env=environment, check=False).returncode
+        pytest_args = [*WITHOUT, *pytest_args]
+    if options.all and not pytest_args:
+        return run_both(environment)
+    return subprocess.run(pytest(pytest_args), cwd=TOP, env=environment, check=False).returncode
+
+
+def pytest(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pytest", "--import-mode=importlib", *arguments]
+
+
+def run_both(environment: Mapping[str, str]) -> int:
+    """The exit status is 0 only if both are well."""
+    aside = ["nice", "-n", str(BESIDE), *pytest(["-p", "no:cacheprovider", *WITHOUT])]
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(aside, cwd=TOP, env=environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL) as other,
+    ):
+        try:
+            code = subprocess.run(pytest(WITH_VMS), cwd=TOP, env=environment, check=False).returncode
+            code = other.wait() or code
+        finally:
+            other.terminate()
+        said.seek(0)
+        print(f"\nbeside it, {' '.join(WITHOUT)}:\n", flush=True)
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":
