@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,12 @@ def every_help() -> str:
     ]
     environment = {**os.environ, "COLUMNS": "200"}
     environment.pop("PYTHONSAFEPATH", None)  # a tool finds what lies beside it
-    return "".join(
-        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout for command in helps
-    )
+
+    def ask(command: list[str]) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return "".join(pool.map(ask, helps))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
