@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 DEADLINE = 60.0
-RATE = "300k"  # bytes a second of each transfer: they have to last through what comes before their end
+RATE = "200k"  # bytes a second of each transfer: they have to last through what comes before their end
 LARGE = 14_000_000
 BODY = random.Random(7).randbytes(LARGE)
 BODY_SHA256 = hashlib.sha256(BODY).hexdigest()

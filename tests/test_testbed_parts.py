@@ -21,6 +21,7 @@ from coloproxy.testbed.addition import NO_ADDITION, START_FILE, AddedFile, Addit
 from coloproxy.testbed.cpio import CpioWriter
 from coloproxy.testbed.errors import DeadlineError, GuestError, ProcessError
 from coloproxy.testbed.net import LINK_PRIMARY, LINK_SECONDARY
+from coloproxy.testbed.programs import fetch_program, find_program, kept_once
 from coloproxy.vmm.acceleration import probe_rom
 
 
@@ -252,3 +253,32 @@ def test_more_programs_can_be_asked_for() -> None:
     lacks = requirements.missing({"no-such-program": "its-package", "sh": "dash"})
     found = [item for item in lacks if item.package in ("its-package", "dash")]
     assert found == [requirements.Missing("no-such-program", "its-package")]
+
+
+# ----------------------------------------------------------- what is kept in the cache
+
+
+def test_a_directory_of_the_cache_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def fails(into: Path) -> None:
+        (into / "half").touch()
+        raise GuestError("no more")
+
+    with pytest.raises(GuestError, match="no more"):
+        kept_once(cache / "place", fails)
+    assert list(cache.iterdir()) == []
+    kept_once(cache / "place", lambda into: (into / "whole").touch())
+    kept_once(cache / "place", fails)  # there is nothing to do
+    assert [path.relative_to(cache) for path in cache.rglob("*")] == [Path("place"), Path("place/whole")]
+
+
+def test_a_program_is_this_machines_or_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert find_program("etcd", tmp_path) is None
+    with pytest.raises(GuestError, match="there is no apt-get here"):
+        fetch_program("etcd", tmp_path)
+    for place in (tmp_path / "program-etcd" / "etcd", tmp_path / "bin" / "etcd"):
+        place.parent.mkdir()
+        place.touch(0o755)
+        assert find_program("etcd", tmp_path) == fetch_program("etcd", tmp_path) == place

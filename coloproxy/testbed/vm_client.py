@@ -81,9 +81,12 @@ class VmClient(Client):
         return done.stdout.decode().splitlines()
 
     async def ping(
-        self, count: int = 3, *, size: int = 56, ipv6: bool = False, interval: float = 0.05, deadline: float = 30.0
+        self, count: int = 3, *, size: int = 56, ipv6: bool = False, interval: float = 0.3, deadline: float = 30.0
     ) -> int:
-        """Send so many echo requests; returns how many were answered, duplicates not counted."""
+        """Send so many echo requests; returns how many were answered, duplicates not counted.
+
+        For the last answer ping waits for an interval (s), or two round trips if these are longer.
+        """
         argv = ["ping", "-6" if ipv6 else "-4", "-n", "-c", str(count), "-s", str(size), "-i", str(interval), "-W", "1"]
         done = await self.run(*argv, GUEST_IPV6 if ipv6 else GUEST_IPV4, deadline=deadline)
         for line in done.stdout.decode().splitlines():
