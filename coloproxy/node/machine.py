@@ -40,6 +40,7 @@ class Event(enum.Enum):
     TICK = "tick"
     """Now and then."""
     WON = "won"
+    """The arbiter says: that generation is ours."""
     LOST = "lost"
     """Another one owns that generation, or a later one."""
     UNKNOWN = "unknown"
