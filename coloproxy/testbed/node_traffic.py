@@ -147,6 +147,18 @@ class Kept:
     """For people."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A transfer now."""
+
+    kind: str
+    """download or upload."""
+    bytes: int
+    size: int
+    stalled: float | None
+    """Seconds since its last byte; None: it has ended."""
+
+
 class Traffic:
     """Downloads of the file on the disk, and uploads, all at once."""
 
@@ -166,6 +178,13 @@ class Traffic:
             body = self._random.randbytes(upload_bytes)
             transfer = await self._client.upload(body, ipv6=self._ipv6)
             self._transfers.append(("upload", transfer, upload_bytes, hashlib.sha256(body).hexdigest()))
+
+    def moving(self) -> Sequence[Moving]:
+        """All of them, as they are now."""
+        return [
+            Moving(kind, transfer.bytes, size, transfer.stalled if transfer.running else None)
+            for kind, transfer, size, _ in self._transfers
+        ]
 
     async def reached(self, part: float, deadline: float) -> None:
         """Until every transfer has moved that part of its bytes.  Raises DeadlineError, or ProcessError."""
