@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the file that `coloproxy compare --json-events FILE` writes."""
+"""Follows the file that `--json-events FILE` or `json_events` names, and puts its records into words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _POLL_SECONDS = 0.05
+_TOLD = ("protected", "checkpoint-asked", "checkpoint-committed", "checkpoint-failed", "alone", "qmp-lost")
 
 Record = dict[str, Any]
 
@@ -41,7 +42,10 @@ class JournalFollower:
         self._read += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            record: Record = json.loads(line)
+            try:
+                record: Record = json.loads(line)
+            except ValueError:  # a SIGKILL has cut one short, and the next coloproxy goes on behind it
+                continue
             if record.get("event") != "stats":
                 self.records.append(record)
             self._consumer(record)
@@ -58,3 +62,21 @@ class JournalFollower:
             await asyncio.sleep(_POLL_SECONDS)
             self.poll()
         return True
+
+
+def describe(record: Record) -> str:
+    """A journal record in a line for people; empty for those that the demo does not show."""
+    event = record.get("event")
+    if event == "divergence":
+        flow = record["flow"]["text"] if record["flow"] else "no flow"
+        return (
+            f"the two VMs differ ({record['cause']}) in {flow}, offset {record['offset']}: "
+            f"primary {evidence(record, 'primary')!r}, secondary {evidence(record, 'secondary')!r}"
+        )
+    return str(record.get("text", event)) if event in _TOLD else ""
+
+
+def evidence(record: Record, side: str) -> str:
+    """A few characters of that side, from the first that differs."""
+    text: str = record[side]["text"]
+    return text[record["context"] :][:24]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows: steps as they happen, the proxy's counters live, each checkpoint and why it happened."""
+"""What the demo shows: steps as they happen, what coloproxy says meanwhile, and a board of how things stand."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from coloproxy.demo.journal import Record
-
-_EVENTS_SHOWN = 8
+_NOTES_SHOWN = 8
 _REFRESH_PER_SECOND = 8
 
 
@@ -25,10 +21,11 @@ class View:
     """A live screen on a terminal, plain lines elsewhere. A context manager."""
 
     def __init__(self, console: Console, *, live: bool | None = None) -> None:
+        self.board: Callable[[], RenderableType] | None = None
+        """How things stand, for the live screen."""
         self._console = console
-        self._steps: list[tuple[str, str]] = []
-        self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
-        self._stats: Record = {}
+        self._steps: list[tuple[str, float]] = []
+        self._notes: deque[Text] = deque(maxlen=_NOTES_SHOWN)
         self._started = time.monotonic()
         self._progress: Callable[[], str] | None = None
         use_live = console.is_terminal if live is None else live
@@ -56,7 +53,7 @@ class View:
     def step(self, text: str, progress: Callable[[], str] | None = None) -> None:
         """Something begins; `progress` is asked for a few words while it lasts."""
         self._progress = progress
-        self._steps.append((text, ""))
+        self._steps.append((text, time.monotonic()))
         if not self._live:
             self._print(Text(f"{self._clock()}  {text} ..."))
 
@@ -66,17 +63,11 @@ class View:
         self._progress = None
         self._print(Text.assemble((f"{self._clock()}  ", "dim"), ("✓ ", "green"), text, (f"  {result}", "bold")))
 
-    def event(self, record: Record) -> None:
-        """One record of the proxy's journal."""
-        if record.get("event") == "stats":
-            self._stats = record
-            return
-        line = describe(record)
-        if not line:
-            return
-        self._events.append(line)
+    def note(self, who: str, line: str) -> None:
+        """What coloproxy says meanwhile."""
+        self._notes.append(Text.assemble((f"{self._clock()}  ", "dim"), (f"{who}: ", "cyan"), line))
         if not self._live:
-            self._print(Text(f"{self._clock()}    proxy: {line}"))
+            self._print(Text(f"{self._clock()}    {who}: {line}"))
 
     def show(self, renderable: RenderableType) -> None:
         """Print something for good."""
@@ -91,56 +82,9 @@ class View:
     def _render(self) -> RenderableType:
         current = Text()
         if self._steps:
-            text = self._steps[-1][0]
-            if self._progress:
-                text += f"  {self._progress()}"
-            current = Text.assemble((f"{self._clock()}  ", "dim"), ("… ", "yellow"), text)
-        events = Text("\n".join(self._events) or "nothing yet", overflow="ellipsis", no_wrap=True)
-        return Group(current, self._counters(), Panel(events, title="what the proxy says", border_style="cyan"))
-
-    def _counters(self) -> Table:
-        table = Table(title="the proxy's counters", title_justify="left", expand=True)
-        rows = counter_rows(self._stats)
-        for name, _ in rows:
-            table.add_column(name, justify="right")
-        table.add_row(*(value for _, value in rows))
-        return table
-
-
-def counter_rows(stats: Record) -> list[tuple[str, str]]:
-    """The counters worth a column, from a `stats` record (empty before the first)."""
-
-    def number(name: str) -> str:
-        value: Any = stats.get(name)
-        return f"{value:,}" if isinstance(value, int) else "-"
-
-    return [
-        ("primary frames", number("primary_frames")),
-        ("secondary frames", number("secondary_frames")),
-        ("released: equal", number("released_matched")),
-        ("by checkpoint", number("released_committed")),
-        ("ACKs lowered", number("acks_lowered")),
-        ("ACKs sent later", number("acks_emitted")),
-        ("held now", number("held_frames")),
-        ("checkpoints", number("checkpoints")),
-    ]
-
-
-def describe(record: Record) -> str:
-    """A journal record in a line for people; empty for those that the demo does not show."""
-    event = record.get("event")
-    if event == "divergence":
-        flow = record["flow"]["text"] if record["flow"] else "no flow"
-        return (
-            f"the two VMs differ ({record['cause']}) in {flow}, offset {record['offset']}: "
-            f"primary {evidence(record, 'primary')!r}, secondary {evidence(record, 'secondary')!r}"
-        )
-    if event in ("protected", "checkpoint-asked", "checkpoint-committed", "checkpoint-failed", "alone", "qmp-lost"):
-        return str(record.get("text", event))
-    return ""
-
-
-def evidence(record: Record, side: str) -> str:
-    """A few characters of that side, from the first that differs."""
-    text: str = record[side]["text"]
-    return text[record["context"] :][:24]
+            text, since = self._steps[-1]
+            words = self._progress() if self._progress else f"{time.monotonic() - since:.1f} s"
+            current = Text.assemble((f"{self._clock()}  ", "dim"), ("… ", "yellow"), text, (f"  {words}", "bold"))
+        notes = Text("\n", overflow="ellipsis", no_wrap=True).join(self._notes) or Text("nothing yet")
+        parts: list[RenderableType] = [current] if self.board is None else [current, self.board()]
+        return Group(*parts, Panel(notes, title="what coloproxy says", border_style="cyan"))
