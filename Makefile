@@ -11,7 +11,7 @@ H ?= 1
 CSRC := $(wildcard csrc/*.c csrc/*.h csrc/path/*.c csrc/path/*.h csrc/traffic/*.c csrc/traffic/*.h)
 
 help:
-	@echo "make demo   protect a real VM, kill its host in mid-download, see the download finish (root, Debian)"
+	@echo "make demo   a protected VM whose hosts die in turns, under load, and come back (root, Debian)"
 	@echo "make test   everything: linters, types, C tests under sanitizers, properties, real VMs (root, Debian)"
 	@echo "make check  the part of it that needs neither root nor a VM"
 	@echo "make fuzz   libFuzzer on each entry point of the C core, T=60 seconds each (root, Debian, or clang)"

@@ -135,14 +135,14 @@ class _Life:
         role = "primary" if was_primary else "secondary"
         log.longest_stall = 0.0
         traffic = board.traffic = bed.traffic(f"demo {role}")
-        view.step(f"a download, an upload and a write log; at {_DEATH_AT:.0%} host {victim} dies", board.clients)
+        view.step(f"a download, an upload and a write log; at {_DEATH_AT:.0%} host {victim} dies")
         await traffic.start(upload_bytes=self.upload_bytes)
         await traffic.reached(_DEATH_AT, _DEADLINE)
         processes = len(bed.processes[victim].pids())
         killed = await bed.kill_host(victim)
         board.dead = victim
         view.done(f"kill -9 of its {processes} processes, coloproxy and QEMU")
-        view.step(f"host {survivor} is to go on alone", board.clients)
+        view.step(f"host {survivor} is to go on alone")
         if was_primary and not self.etcd:
             await bed.until_state(survivor, {"claim"}, _DEADLINE)
             reason = "the demo has switched the other host off itself"
@@ -162,7 +162,7 @@ class _Life:
 
     async def _transfers(self, traffic: Traffic, log: WriteLog, what: str, alone: float) -> None:
         view = self.view
-        view.step("the transfers go on, each on its TCP connection", self.board.clients)
+        view.step("the transfers go on, each on its TCP connection")
         outcomes = await traffic.finish(_PATIENCE)
         self.board.traffic = None
         await log.reached(log.acknowledged + 2, _DEADLINE)
@@ -175,7 +175,7 @@ class _Life:
         """The host is back, its disk is copied, the pair protected again."""
         view, bed, board = self.view, self.bed, self.board
         begun = time.monotonic()
-        view.step(f"host {victim} is back, its disk out of date", self._copying)
+        view.step(f"host {victim} is back, its disk out of date")
         board.dead = None
         await bed.boot_host(victim)
         primary = await bed.protected(_PROTECTED_DEADLINE)
@@ -184,10 +184,6 @@ class _Life:
         expect(primary == survivor, f"host {survivor} went on, but {primary} is the primary now")
         view.done(f"disk copied, protected again after {took}: host {primary} primary, host {victim} secondary")
         self.summary.add(f"host {victim} came back", f"protected again after {took}; host {primary} is the primary")
-
-    def _copying(self) -> str:
-        copied = self.board.copied()
-        return self.board.clients() if copied is None else f"{copied[0] / copied[1]:.0%} of {size(copied[1])} copied"
 
     async def _examine(self, primary: Host, log: WriteLog) -> None:
         view, bed = self.view, self.bed

@@ -22,6 +22,7 @@ from coloproxy.testbed.node_traffic import Traffic, WriteLog
 
 _POLL_SECONDS: Final = 0.1
 _STATUS_SECONDS: Final = 1.0
+_SILENCE_SECONDS: Final = 0.2  # that one would notice
 _BAR: Final = 24
 _QUARTERS: Final = 4
 _TOLD: Final = frozenset({"divergence", "checkpoint-committed"})
@@ -49,27 +50,6 @@ class NodesBoard:
         for journal in self.journals.values():
             journal.poll()
 
-    def copied(self) -> tuple[int, int] | None:
-        """Of a disk that is being copied now: bytes that are there, and all of it."""
-        for status in self._statuses.values():
-            for disk in listed(status.get("disks")) if status is not None else []:
-                resync = disk.get("resync")
-                if isinstance(resync, Mapping) and resync.get("total"):
-                    return min(resync["offset"], resync["total"]), resync["total"]
-        return None
-
-    def clients(self) -> str:
-        """What the clients have done so far, and for how long they have heard nothing."""
-        words: list[str] = []
-        silence = 0.0
-        for moving in self.traffic.moving() if self.traffic is not None else []:
-            words.append(f"{moving.kind} {moving.bytes / 1e6:.1f} of {moving.size / 1e6:.0f} MB")
-            silence = max(silence, moving.stalled or 0.0)
-        if self.log is not None:
-            words.append(f"write log {self.log.acknowledged:,} records")
-            silence = max(silence, self.log.stalled)
-        return ", ".join([*words, f"silence {silence:.2f} s"]) if words else "none yet"
-
     def render(self) -> RenderableType:
         """The board."""
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", expand=True)
@@ -80,8 +60,7 @@ class NodesBoard:
         table.add_row("why", *map(self._reason, HOSTS))
         table.add_row("VM", *map(self._vm, HOSTS))
         table.add_row("disk", *map(self._disk, HOSTS))
-        clients = Text.assemble(("clients  ", "cyan"), self.clients())
-        return Group(table, clients)
+        return Group(table, self._clients())
 
     # ------------------------------------------------------------------ inside
 
@@ -94,9 +73,18 @@ class NodesBoard:
             self._tell_copied()
             await asyncio.sleep(_POLL_SECONDS)
 
+    def _copied(self) -> tuple[int, int] | None:
+        """Of a disk that is being copied now: bytes that are there, and all of it."""
+        for status in self._statuses.values():
+            for disk in listed(status.get("disks")) if status is not None else []:
+                resync = disk.get("resync")
+                if isinstance(resync, Mapping) and resync.get("total"):
+                    return min(resync["offset"], resync["total"]), resync["total"]
+        return None
+
     def _tell_copied(self) -> None:
         """Each quarter of a disk, for those who have no live screen."""
-        copied = self.copied()
+        copied = None if self._view.live else self._copied()
         if copied is None:
             self._quarter = 0
             return
@@ -113,12 +101,26 @@ class NodesBoard:
 
         return tell
 
+    def _clients(self) -> Text:
+        """What they have done so far, and for how long one of them has heard nothing."""
+        words: list[str] = []
+        silence = 0.0
+        for moving in self.traffic.moving() if self.traffic is not None else []:
+            words.append(f"{moving.kind} {moving.bytes / 1e6:.1f} of {moving.size / 1e6:.0f} MB")
+            silence = max(silence, moving.stalled or 0.0)
+        if self.log is not None:
+            words.append(f"write log {self.log.acknowledged:,} records")
+            silence = max(silence, self.log.stalled)
+        style = "bold red" if silence >= _SILENCE_SECONDS else "bold green"
+        text = Text.assemble(("clients  ", "cyan"), ", ".join(words) or "none yet")
+        return text.append(f"  silent for {silence:.2f} s", style) if words else text
+
     def _state(self, host: Host) -> Text:
         status = self._statuses[host]
         if host == self.dead:
             return Text("dead", "bold red")
         if status is None:
-            return Text("-", "dim")
+            return Text("no answer", "dim")
         text = Text(*state_text(status.get("state")))
         return text.append(f"  {plain(status.get('role'))}, generation {plain(status.get('generation'))}", "dim")
 
@@ -145,7 +147,7 @@ class NodesBoard:
     def _disk(self, host: Host) -> Text:
         status = self._statuses[host] or {}
         for disk in listed(status.get("disks")) if host != self.dead else []:
-            copied = self.copied() if disk.get("resync") else None
+            copied = self._copied() if disk.get("resync") else None
             if copied is not None:
                 share = copied[0] / copied[1]
                 return Text(f"to the other host {'#' * int(share * _BAR):.<{_BAR}} {share:.0%} of {size(copied[1])}")

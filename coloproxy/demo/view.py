@@ -35,6 +35,11 @@ class View:
             else None
         )
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a screen with a board."""
+        return self._live is not None
+
     def __enter__(self) -> View:
         if self._live:
             self._live.start()
