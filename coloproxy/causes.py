@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from coloproxy.checkpoint_policy import PERIOD, QUIET
 from coloproxy.command_checkpoint import WHY_AGAIN, WHY_BEGIN, WHY_UNMARKED
 from coloproxy.events import Cause
 
@@ -16,7 +17,7 @@ QEMU: Final = "qemu"  # nobody here asked: QEMU's own period, or somebody else
 BEGIN: Final = "begin"  # the secondary is there, for the first time or again
 LEFT_OUT: Final = "left-out"  # frames for or of the secondary found no room
 UNMARKED: Final = "unmarked"
-REQUEST: Final = "request"  # the operator, the checkpoint policy: whatever else has a reason
+REQUEST: Final = "request"  # the operator: whatever else has a reason
 
 _COMPARATOR: Final = frozenset(str(cause) for cause in Cause if cause is not Cause.NONE)
 _FIXED: Final = {
@@ -24,9 +25,11 @@ _FIXED: Final = {
     WHY_AGAIN: BEGIN,
     "the secondary is connected anew": BEGIN,
     WHY_UNMARKED: UNMARKED,
+    QUIET: QUIET,
+    PERIOD: PERIOD,
 }
 
-KINDS: Final = (*sorted(_COMPARATOR), BEGIN, LEFT_OUT, UNMARKED, REQUEST, QEMU)
+KINDS: Final = (*sorted(_COMPARATOR), BEGIN, LEFT_OUT, UNMARKED, PERIOD, QUIET, REQUEST, QEMU)
 """All that `kind_of` returns."""
 
 

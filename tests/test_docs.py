@@ -45,6 +45,7 @@ def every_help() -> str:
         [sys.executable, "-P", "-m", "coloproxy", "demo", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "doctor", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "mutate", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "node", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "qemu-args", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "replay", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "status", "--help"],

@@ -317,7 +317,7 @@ NODE_WRONG: list[tuple[str, str]] = [
         "[[node.heartbeat.path]]\nname = 'b'\naddress = { a = '192.0.2.1:1' }",
         "29: node.heartbeat.path[1].address: has no value for the secondary",
     ),
-    ("[node.heartbeat]\ntimeout = '99ms'", "28: node.heartbeat.timeout: must be at least two intervals"),
+    ("[node.heartbeat]\ntimeout = '99ms'", "28: node.heartbeat.timeout: must be at least three intervals"),
     ("[node.arbiter]\nkind = 'etcd'", "27: node.arbiter.etcd: is missing: kind"),
     ("[node.arbiter]\nkind = 'command'", "27: node.arbiter.command: is missing: kind"),
     ("[node.arbiter]\ncommand = ['/a']", '28: node.arbiter.command: is only used with kind = "command"'),

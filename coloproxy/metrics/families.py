@@ -129,6 +129,13 @@ _CHECKPOINTS: Final = (
         by_key("checkpoints_by_cause"),
         ("cause",),
     ),
+    Family(
+        "counter",
+        "checkpoints_wished",
+        "Checkpoints that the policy asked for, by cause.",
+        by_key("checkpoint_policy", "wanted"),
+        ("cause",),
+    ),
     Family("counter", "checkpoints_failed", "Checkpoints that began and did not commit.", one("checkpoints_failed")),
     Family(
         "histogram", "checkpoint_pause_seconds", "How long the VM stood still for a checkpoint.", distribution("pauses")

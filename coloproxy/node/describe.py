@@ -47,7 +47,7 @@ def diagram() -> str:
     for row in TABLE:
         for state in row.states:
             if row.to not in (None, state):
-                labels = arrows.setdefault((state, row.to), [])  # type: ignore[arg-type]
+                labels = arrows.setdefault((state, row.to), [])
                 labels += [event.value for event in row.events if event.value not in labels]
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.DISCOVER.name}"]
     for (state, to), labels in sorted(arrows.items(), key=lambda item: (_order(item[0][0]), _order(item[0][1]))):
