@@ -18,7 +18,7 @@ from coloproxy import Cause, Comparator, Side
 TOP = Path(__file__).resolve().parent.parent
 BENCH_PROGRAMS = [
     TOP / "bench" / f"{name}.py"
-    for name in ("arbiter", "heartbeat", "instructions", "report", "scaling", "side_by_side")
+    for name in ("arbiter", "heartbeat", "instructions", "policy", "report", "scaling", "side_by_side")
 ]
 DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
 
