@@ -51,12 +51,16 @@ class JournalFollower:
             self._consumer(record)
 
     async def wait(self, event: str, since: int, deadline: float) -> bool:
-        """Until a record of that kind has come behind the first `since`; False: not within `deadline` seconds.
+        """Until a record of that kind has come behind the first `since`; False: not within `deadline` seconds."""
+        return await self.wait_for(lambda: any(record["event"] == event for record in self.records[since:]), deadline)
+
+    async def wait_for(self, told: Callable[[], bool], deadline: float) -> bool:
+        """Until `records` have it; False: not within `deadline` seconds.
 
         The proxy writes its journal beside its work: a client can have its answer a moment earlier.
         """
         until = time.monotonic() + deadline
-        while not any(record["event"] == event for record in self.records[since:]):
+        while not told():
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(_POLL_SECONDS)

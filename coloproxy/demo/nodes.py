@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from coloproxy.control.view import size
 from coloproxy.demo.acts import DIFFERENT, DemoOptions, Summary, ask_what_differs, expect
-from coloproxy.demo.nodes_board import NodesBoard, is_step, seconds_after
+from coloproxy.demo.nodes_board import NodesBoard
 from coloproxy.demo.view import View
 from coloproxy.testbed.errors import TestbedError
 from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
@@ -110,7 +110,7 @@ class _Life:
         await self._examine(survivor, log)
 
     async def _begin(self) -> None:
-        view, bed, board = self.view, self.bed, self.board
+        view, bed = self.view, self.bed
         view.explain("One command on each host. Nothing else is typed from here on.")
         for host in HOSTS:
             view.explain(f"    host {host} # coloproxy node -c pair.toml --host {host}")
@@ -120,7 +120,7 @@ class _Life:
             await bed.start_node(host)
         primary = await bed.protected(_PROTECTED_DEADLINE)
         took = f"{time.monotonic() - begun:.1f} s"
-        board.read_journals()
+        await self._paired(primary, begun)
         expect(primary == _FIRST, f"host {primary} is the primary, but the image was on host {_FIRST}")
         view.done(f"protected after {took}: host {primary} primary, host {other(primary)} secondary")
         self.summary.add("from an image to a protected VM", f"{took}, one command a host")
@@ -150,15 +150,9 @@ class _Life:
             await bed.ask(survivor, "failover", force=True, reason=reason)
         await bed.until_state(survivor, {"alone"}, _DEADLINE)
         alone = time.monotonic() - killed
-        view.done(self._way(survivor, killed) or f"alone after {alone:.2f} s")
+        way = await board.told(survivor, "alone", killed)
+        view.done(", ".join(f"{state} after {seconds:.2f} s" for state, seconds in way))
         await self._transfers(traffic, log, f"the {role}'s host killed", alone)
-
-    def _way(self, survivor: Host, killed: float) -> str:
-        """The states since then, by the survivor's journal."""
-        self.board.read_journals()
-        steps = [record for record in self.board.journals[survivor].records if is_step(record)]
-        ways = [(record["after"], seconds_after(record, killed)) for record in steps]
-        return ", ".join(f"{state} after {seconds:.2f} s" for state, seconds in ways if seconds >= 0)
 
     async def _transfers(self, traffic: Traffic, log: WriteLog, what: str, alone: float) -> None:
         view = self.view
@@ -180,10 +174,15 @@ class _Life:
         await bed.boot_host(victim)
         primary = await bed.protected(_PROTECTED_DEADLINE)
         took = f"{time.monotonic() - begun:.1f} s"
-        board.read_journals()
+        await self._paired(primary, begun)
         expect(primary == survivor, f"host {survivor} went on, but {primary} is the primary now")
         view.done(f"disk copied, protected again after {took}: host {primary} primary, host {victim} secondary")
         self.summary.add(f"host {victim} came back", f"protected again after {took}; host {primary} is the primary")
+
+    async def _paired(self, primary: Host, since: float) -> None:
+        """Until both journals have it too: what the nodes say comes before what the demo says."""
+        await self.board.told(primary, "protected", since)
+        await self.board.told(other(primary), "standby", since)
 
     async def _examine(self, primary: Host, log: WriteLog) -> None:
         view, bed = self.view, self.bed

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coloproxy.control.view import listed, plain, size, state_text
+from coloproxy.demo.acts import JOURNAL_SECONDS
 from coloproxy.demo.journal import JournalFollower, Record, describe
 from coloproxy.demo.view import View
 from coloproxy.testbed.errors import TestbedError
@@ -45,10 +46,17 @@ class NodesBoard:
         """Until cancelled."""
         await asyncio.gather(*(journal.run() for journal in self.journals.values()), *map(self._ask, HOSTS))
 
-    def read_journals(self) -> None:
-        """All that is in them by now."""
-        for journal in self.journals.values():
-            journal.poll()
+    async def told(self, host: Host, state: str, since: float) -> list[tuple[str, float]]:
+        """That host's way to that state, as its journal has it: states, and seconds from *since* (time.monotonic())."""
+        journal = self.journals[host]
+
+        def way() -> list[tuple[str, float]]:
+            steps = [record for record in journal.records if _is_step(record)]
+            ways = [(str(record["after"]), record["monotonic_ns"] / 1e9 - since) for record in steps]
+            return [(after, seconds) for after, seconds in ways if seconds >= 0]
+
+        await journal.wait_for(lambda: state in (after for after, _ in way()), JOURNAL_SECONDS)
+        return way()
 
     def render(self) -> RenderableType:
         """The board."""
@@ -155,18 +163,13 @@ class NodesBoard:
         return Text("-", "dim")
 
 
-def is_step(record: Record) -> bool:
+def _is_step(record: Record) -> bool:
     """A record of a node that has gone to another state, or has another place in the pair."""
     return "standing" in record and "generation" in record
 
 
-def seconds_after(record: Record, moment: float) -> float:
-    """*moment*: time.monotonic(), which is the journal's clock too."""
-    return float(record["monotonic_ns"] / 1e9 - moment)
-
-
 def _words(record: Record) -> str:
-    if is_step(record):
+    if _is_step(record):
         before, after = record["before"], record["after"]
         return f"{after if after == before else f'{before} -> {after}'}: {record['reason']}"
     if record.get("event") == "took-over":
