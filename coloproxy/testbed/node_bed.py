@@ -28,7 +28,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from .client import Client
 from .control_client import ask_control
@@ -36,9 +36,10 @@ from .errors import DeadlineError, NetworkError, ProcessError
 from .guest import Guest
 from .guest_files import GUEST_IPV4, GUEST_MAC
 from .leftovers import new_name, remove_leftovers, remove_mounts
+from .monitor import Monitor
 from .namespace_net import RELAY_LEFT, RELAY_RIGHT
 from .net import batch
-from .node_guest import LOG_PORT, SMALL_PATH, DiskImage, build_disk_guest, make_disk, program
+from .node_guest import LOG_PORT, POWER_PORT, SMALL_PATH, DiskImage, build_disk_guest, make_disk, program
 from .node_host import HostProcesses
 from .node_net import (
     ARBITER_ADDRESSES,
@@ -67,6 +68,7 @@ ETCD_PORT: Final = 2379
 _ETCD_PEER_PORT: Final = 2380
 _POLL_SECONDS: Final = 0.02
 _STATUS_SECONDS: Final = 2.0
+_POWER_SECONDS: Final = 20.0
 _GUEST_NAMES: Final[Mapping[Host, str]] = {"a": "host-a", "b": "host-b"}
 
 
@@ -360,6 +362,17 @@ class NodeBed:
                 raise DeadlineError(f"the guest doesn't answer after {deadline:g} s; consoles end:\n{ends}")
             await asyncio.sleep(0.1)
 
+    async def guest_power(self, wish: Literal["reboot", "poweroff"]) -> None:
+        """Have the guest do that, from inside; doesn't wait until it is done.  Raises ProcessError, DeadlineError."""
+        argv = ["busybox", "nc", "-w", "3", GUEST_IPV4, str(POWER_PORT)]
+        done = await self.client.run(*argv, stdin=f"{wish}\n".encode(), deadline=_POWER_SECONDS)
+        if b"refused" in done.stderr:
+            done.check()
+
+    async def monitor(self, host: Host) -> Monitor:
+        """The operator's own QMP monitor of the QEMU there; it serves one at a time.  Raises DeadlineError."""
+        return await Monitor.connect(self.hosts[host].operator, f"QEMU's monitor ({host})")
+
     def console(self, host: Host) -> str:
         """What the guest wrote to its console on that host."""
         path = self.hosts[host].console
@@ -393,9 +406,11 @@ class NodeBed:
         )
 
     def machine_options(self, host: Host) -> list[str]:
-        """Of a QEMU there: the machine and its console; no disk and no network card."""
+        """Of a QEMU there: the machine, its console and the operator's monitor; no disk and no network card."""
         console = ["-serial", f"file:{self.hosts[host].console}"]
-        return [*guest_options(self.guest, self.acceleration, _GUEST_NAMES[host]), *console]
+        monitor = ["-chardev", f"socket,id=operator,path={self.hosts[host].operator},server=on,wait=off"]
+        monitor += ["-mon", "chardev=operator,mode=control"]
+        return [*guest_options(self.guest, self.acceleration, _GUEST_NAMES[host]), *console, *monitor]
 
     # ------------------------------------------------------------------ inside
 

@@ -23,6 +23,8 @@ from .guest import Guest, build_guest, cache_directory, large_file
 from .kernel import DISK_MODULES, find_kernel, read_module
 
 LOG_PORT: Final = 7777
+POWER_PORT: Final = 7778
+"""A client's line there is `reboot` or `poweroff`: the guest writes all to its disk, and does so."""
 LOG_DIRECTORY: Final = "log"
 """On the disk."""
 LOG_PATH: Final = "/log"
@@ -54,6 +56,7 @@ done < /{_MODULES}/order
 mkdir /disk
 if mount -t ext4 -o noatime /dev/vda /disk; then
     nc -ll -p {LOG_PORT} -e /writelog &
+    nc -ll -p {POWER_PORT} -e /power &
     ln -s /disk/{LOG_DIRECTORY} /www/log
     ln -s /disk/www /www/disk
 else
@@ -70,6 +73,11 @@ while IFS= read -r record; do
     echo "$record" >> "$file" && sync "$file" || exit 1
     echo "${{record%% *}}"
 done
+"""
+
+_POWER: Final = """#!/bin/sh
+IFS= read -r wish
+case $wish in reboot|poweroff) sync; exec "$wish" -f ;; esac
 """
 
 
@@ -93,6 +101,7 @@ def build_disk_guest() -> Guest:
     files = {f"{_MODULES}/{name}.ko": AddedFile(read_module(path)) for name, path in modules.items()}
     files[f"{_MODULES}/order"] = AddedFile("".join(f"{name}.ko\n" for name in modules).encode())
     files["writelog"] = AddedFile(_WRITELOG.encode(), 0o755)
+    files["power"] = AddedFile(_POWER.encode(), 0o755)
     return build_guest(large_bytes=_SMALL_BYTES, addition=Addition(files, _START))
 
 

@@ -62,6 +62,11 @@ class NodePaths:
         return self.directory / "events.jsonl"
 
     @property
+    def operator(self) -> Path:
+        """A QMP monitor of QEMU's that no node uses."""
+        return self.directory / "operator.qmp"
+
+    @property
     def console(self) -> Path:
         """What the guest wrote to its serial console; of the last QEMU."""
         return self.directory / "console.log"
