@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from coloproxy import vmm
@@ -43,6 +43,7 @@ from .work import Work
 
 log = logging.getLogger(__name__)
 
+OUTLIVE_S: Final = 0.05
 LINK_S: Final = 1.0  # beyond the link's own time-out, for it to be made again
 PROBE_S: Final = 0.5
 PROBES: Final = 4  # in a row without any answer: it hangs
@@ -59,6 +60,8 @@ class _Happened:
     reason: str
     before: Callable[[], None]
     """Facts that come with it, taken over at its turn."""
+    claim: int = 0
+    """Of an answer of the arbiter: the number of the question."""
 
 
 def _nothing() -> None:
@@ -89,6 +92,9 @@ class Node:
         self._probe: vmm.Probe | None = None
         self._failures = 0
         self._link_down_since: float | None = None
+        self._outliving: asyncio.Task[None] | None = None
+        self._outlived = -1
+        """The generation at which our QEMU has answered since the peer's had lost it."""
         self._heartbeat: Heartbeat | None = None
 
     # ------------------------------------------------------------------- life
@@ -147,7 +153,7 @@ class Node:
         return 0 if self._failure is None else 1
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
-        for task in (*tasks, self._asking, self._recording, self._watching, self._doing and self._doing[1]):
+        for task in (*tasks, self._asking, self._recording, self._outliving, self._watching, self._doing and self._doing[1]):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -431,12 +437,32 @@ class Node:
         except PeerError as error:
             self._trouble(str(error))
             return
+        advert = said.advert
+        if advert.colo_lost and self.facts.state is State.PROTECTED and self._outlived != advert.generation:
+            advert = replace(advert, colo_lost=False)
+            if self._outliving is None or self._outliving.done():
+                self._outliving = asyncio.create_task(self._outlive(advert.generation), name="outlive")
 
         def heard() -> None:
             self._peer_sizes = said.sizes or self._peer_sizes
-            self.facts = self.facts.with_(peer=said.advert, alive=True)
+            self.facts = self.facts.with_(peer=advert, alive=True)
 
-        self._say(Event.PEER, f"the peer is {said.advert.state.value}", heard)
+        self._say(Event.PEER, f"the peer is {advert.state.value}", heard)
+
+    async def _outlive(self, generation: int) -> None:
+        """The secondary's QEMU has lost ours. Because ours is dead? Its end is told here later than over there.
+
+        So we believe it only once ours has answered a question that was asked after the word came. Else we would claim
+        the pair for a VM that is dead, and the secondary would throw away the one that lives.
+        """
+        while self.facts.state is State.PROTECTED and self.facts.own.generation == generation:
+            qemu = self._work.qemu
+            found = None if qemu is None else await qemu.probe()
+            if found is not None and found.health in (vmm.Health.RESPONSIVE, vmm.Health.MAIN_LOOP_HUNG):
+                self._outlived = generation
+                self._heard()
+                return
+            await asyncio.sleep(OUTLIVE_S)
 
     async def _tick(self) -> None:
         while True:
