@@ -24,6 +24,8 @@ class NodeFile:
     """What pair.toml says besides what the bed decides: keys of its tables, written as they are, over the bed's own."""
 
     node: Mapping[str, Any] = field(default_factory=dict)
+    heartbeat: Mapping[str, Any] = field(default_factory=dict)
+    """Besides its paths."""
     link: Mapping[str, Any] = field(default_factory=lambda: {"keepalive": "50ms", "timeout": "500ms"})
     checkpoint: Mapping[str, Any] = field(default_factory=lambda: {"back_end": "qmp"})
     compare: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +123,8 @@ def node_toml(
             "path": [
                 {"name": name, "address": {host: f"{where[host]}:{HEARTBEAT_PORT}" for host in HOSTS}}
                 for name, where in (("link", addresses), ("client", CLIENT_ADDRESSES))
-            ]
+            ],
+            **file.heartbeat,
         },
         "qemu": {"options": {host: list(options[host]) for host in HOSTS}},
         "disk": [{"image": {host: str(hosts[host].image) for host in HOSTS}}],
