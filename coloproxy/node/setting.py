@@ -21,7 +21,7 @@ from coloproxy.arbiter import (
 )
 from coloproxy.disks import Disk, Peer
 from coloproxy.errors import ConfigError
-from coloproxy.heartbeat import Settings, UdpPath
+from coloproxy.heartbeat import START_TIMEOUT, Settings, UdpPath
 from coloproxy.pair import Pair, Role
 from coloproxy.pair.config import load_both
 from coloproxy.pair.node_model import Node
@@ -92,7 +92,15 @@ class Setting:
             for ours, its in zip(beat.paths, theirs.paths, strict=True)
         ]
         key = read_psk(Path(link.psk_file))
-        return Settings(self.pair.name, self.host, key, interval=beat.interval, timeout=beat.timeout), paths
+        settings = Settings(
+            self.pair.name,
+            self.host,
+            key,
+            interval=beat.interval,
+            timeout=beat.timeout,
+            start_timeout=max(START_TIMEOUT, beat.timeout),
+        )
+        return settings, paths
 
     def arbiter(self) -> tuple[Arbiter, bool]:
         """And whether it is a register: one that keeps who has won. Raises MisuseError."""
