@@ -554,7 +554,8 @@ class Node:
         if trouble is None:
             return
         if trouble.what is What.PEER_LOST:
-            self._lost_colo(trouble.text)
+            if self._work.replicates:
+                self._lost_colo(trouble.text)
         elif trouble.what is What.LOCAL_FAILED and self.facts.state in (State.PROTECTED, State.STANDBY, State.READY):
             self._trouble(f"this host's disk has failed, its QEMU is ended: {trouble.text}")
             asyncio.get_running_loop().create_task(self._kill_failed(qemu))

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 COLO_S: Final = 60.0  # from the RAM's end to the first checkpoint's commit
 STEP_S: Final = 5.0
+OLD_NEWS_S: Final = 1.2
 CONNECT_S: Final = 1.0
 COMMIT_S: Final = 600.0
 RUNS_S: Final = 5.0
@@ -58,12 +59,15 @@ class Work:
         self.qemu: QemuProcess | None = None
         self.sizes: tuple[int, ...] = ()
         self.progress: resync.Progress | None = None
+        self.replicates = True
+        """The disks may have a remote copy: what QEMU says of it counts."""
         self._setting = setting
         self._state = state
         self._kept = kept
         self._plane = plane
         self._on_qemu = on_qemu
         self._acceleration: vmm.Acceleration | None = None
+        self._detached = -OLD_NEWS_S
 
     # ------------------------------------------------------------------ QEMU
 
@@ -128,6 +132,7 @@ class Work:
                 await found.close()
             raise
         self.qemu = qemu
+        self.replicates = role == "secondary"
         self._on_qemu(qemu)
         return qemu
 
@@ -200,6 +205,8 @@ class Work:
             await qemu.execute("migrate_cancel", deadline_s=STEP_S)
         if disks:
             await disk_primary.detach(qemu, disks)
+            self._detached = time.monotonic()
+        self.replicates = False
         await self._until_running(qemu)
 
     def _is_linked(self) -> bool:
@@ -277,6 +284,7 @@ class Work:
         await self._measure()
         disks = self._disks()
         await self._until_reachable(self._setting.nbd(peer) if disks else None)
+        await self._hear_old_news(qemu)
         try:
             if disks:
                 await resync.resync(
@@ -310,6 +318,16 @@ class Work:
                 await asyncio.sleep(self._setting.node.retry / 1e9)
             else:
                 return
+
+    async def _hear_old_news(self, qemu: QemuProcess) -> None:
+        """QEMU tells of a failed write up to a second late (it limits how often): that copy is not the one to be made.
+
+        Raises QmpError.
+        """
+        await asyncio.sleep(self._detached + OLD_NEWS_S - time.monotonic())
+        for _ in range(2):  # behind all that it had to say, were its main loop late
+            await qemu.status()
+        self.replicates = True
 
     def _report(self, progress: resync.Progress) -> None:
         self.progress = progress
