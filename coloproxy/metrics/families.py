@@ -8,25 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from coloproxy.node.facts import State
+
 from .family import Family, Kind, Reader, by_key, by_side, distribution, each, each_of, one, state
 
 MS: Final = 1e-3
 
-NODE_STATES: Final = (
-    "down",
-    "starting",
-    "alone",
-    "protecting",
-    "protected",
-    "suspended",
-    "stopped",
-    "joining",
-    "ready",
-    "syncing",
-    "standby",
-    "deciding",
-    "takeover",
-)
+NODE_STATES: Final = tuple(known.value for known in State)
 VM_STATES: Final = ("unprotected", "protected", "alone", "stood-down", "standby", "abandoned", "taken-over")
 MODES: Final = ("alone", "protected", "stopped")
 ROLES: Final = ("primary", "secondary")
