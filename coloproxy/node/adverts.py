@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from coloproxy.errors import PeerError
 
 from .facts import Advert, Standing, State
+
+WHOLE_MAX: Final = (1 << 63) - 1  # what QEMU and etcd can count to
+NAME_MAX: Final = 32
+DISKS_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +42,40 @@ def encode(said: Said) -> dict[str, object]:
 def decode(state: Mapping[str, object]) -> Said:
     """Raises PeerError: it is no node, or one of another version."""
     try:
-        sizes = state["z"]
         advert = Advert(
             State(state["s"]),
             Standing(state["t"]),
             _whole(state["g"]),
-            state["l"] is True,
-            state["i"] is True,
-            str(state["o"]),
-            str(state["x"]),
+            _truth(state["l"]),
+            _truth(state["i"]),
+            _name(state["o"]),
+            _name(state["x"]),
         )
-        return Said(advert, tuple(map(_whole, sizes if isinstance(sizes, list) else [sizes])))
+        return Said(advert, _sizes(state["z"]))
     except (KeyError, ValueError) as error:
         raise PeerError(f"the peer's heartbeat has a state that is no node's: {error}") from error
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
+    if type(value) is not int or not 0 <= value <= WHOLE_MAX:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > DISKS_MAX:
+        raise ValueError(f"{value!r:.40} are no sizes of disks")
+    return tuple(map(_whole, value))
+
+
+def _truth(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
+def _name(value: object) -> str:
+    """Of an offer. It goes into our record and our own advert, so it has a limit."""
+    if not isinstance(value, str) or len(value) > NAME_MAX or not value.isascii():
+        raise ValueError(f"{value!r:.40} is no name of an offer")
     return value

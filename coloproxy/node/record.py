@@ -86,7 +86,7 @@ class RecordFile:
         try:
             document = json.loads(text)
             return _read(document)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError([f"{self.path}: is damaged: {error}; see docs/node.md"]) from error
 
 
@@ -95,9 +95,12 @@ def _read(document: dict[str, object]) -> Kept:
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']!r}, not {VERSION}")
     generation, offer, made = document["generation"], document["offer"], document["made"]
+    secondary = document["secondary"]
     if type(generation) is not int or generation < 0 or not isinstance(offer, str):
         raise ValueError("generation or offer")
     if not isinstance(made, list) or not all(isinstance(path, str) for path in made):
         raise ValueError("made")
+    if type(secondary) is not bool:
+        raise ValueError("secondary")
     record = Record(Standing(document["standing"]), generation, offer)
-    return Kept(record, document["secondary"] is True, tuple(made))
+    return Kept(record, secondary, tuple(made))
