@@ -153,7 +153,14 @@ class Node:
         return 0 if self._failure is None else 1
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
-        for task in (*tasks, self._asking, self._recording, self._outliving, self._watching, self._doing and self._doing[1]):
+        for task in (
+            *tasks,
+            self._asking,
+            self._recording,
+            self._outliving,
+            self._watching,
+            self._doing and self._doing[1],
+        ):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -646,6 +653,8 @@ class Node:
         peer: dict[str, Any] = {"host": other(facts.host), "alive": facts.alive}
         if facts.peer is not None:
             peer |= {"state": facts.peer.state.value, "generation": facts.peer.generation}
+        if beat is not None:
+            peer |= told.peer(beat.stats())
         qemu = self._work.qemu
         progress = self._work.progress
         disks = [

@@ -28,6 +28,13 @@ class NodeState(Report):
         return f"node {self.host}: {what}, {self.standing} of generation {self.generation}: {self.reason}"
 
 
+def peer(stats: Stats) -> dict[str, float | None]:
+    """How long ago it was heard last, on whichever path, and the shortest round trip of those that work; ms."""
+    silent = min((path.silent_ns for path in stats.paths if path.silent_ns is not None), default=None)
+    trips = min((path.rtt.ewma for path in stats.paths if path.up and path.rtt.ewma is not None), default=None)
+    return {"age_ms": _ms(silent), "rtt_ms": _ms(trips)}
+
+
 def paths(stats: Stats) -> list[dict[str, Any]]:
     """The heartbeat's paths, as the status has them."""
     return [
