@@ -363,7 +363,7 @@ class NodeBed:
             await asyncio.sleep(0.1)
 
     async def guest_power(self, wish: Literal["reboot", "poweroff"]) -> None:
-        """Have the guest do that, from inside; doesn't wait until it is done.  Raises ProcessError: it doesn't listen."""
+        """Have the guest do that, from inside; doesn't wait for its end.  Raises ProcessError: it doesn't listen."""
         argv = ["busybox", "nc", GUEST_IPV4, str(POWER_PORT)]
         with contextlib.suppress(DeadlineError):  # the guest is gone, and its connection never closed
             done = await self.client.run(*argv, stdin=f"{wish}\n".encode(), deadline=_POWER_SECONDS)
