@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of `coloproxy node` that decide nothing: its record, its advert, its configuration, its status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+
+from coloproxy.errors import ConfigError, PeerError
+from coloproxy.heartbeat import BUCKETS_NS, Stats
+from coloproxy.heartbeat.message import Reason
+from coloproxy.heartbeat.statistics import PathStats, RoundTripMeter
+from coloproxy.metrics.collector import StatusCollector
+from coloproxy.metrics.families import NODE_STATES
+from coloproxy.node import told
+from coloproxy.node.adverts import Said, decode, encode
+from coloproxy.node.facts import HOSTS, Advert, Record, Standing, State
+from coloproxy.node.node import Node
+from coloproxy.node.record import Kept, RecordFile
+from coloproxy.node.setting import Setting
+from coloproxy.node.view import render
+from coloproxy.node.work import Work
+
+# ---------------------------------------------------------------------- the record
+
+WHOLE = {"version": 1, "standing": "primary", "generation": 7, "offer": "abc", "secondary": False, "made": ["/i"]}
+
+
+def test_a_new_node_has_no_record(tmp_path: Path) -> None:
+    assert RecordFile(tmp_path).kept == Kept(Record(Standing.FRESH, 0, ""))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_record_is_read_as_it_was_written(tmp_path: Path, standing: Standing) -> None:
+    file = RecordFile(tmp_path)
+    file.note(made="/one")
+    file.write(Record(standing, 1 << 40, "an offer"))
+    file.note(secondary=True, made="/two")
+    file.note(made="/one")  # once is enough
+    again = RecordFile(tmp_path).kept
+    assert again == file.kept == Kept(Record(standing, 1 << 40, "an offer"), True, ("/one", "/two"))
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in WHOLE.items() if name != key}
+
+
+DAMAGED: list[tuple[str, bytes]] = [
+    ("empty", b""),
+    ("zeros", bytes(100)),
+    ("cut short", json.dumps(WHOLE).encode()[:-5]),
+    ("two", json.dumps(WHOLE).encode() * 2),
+    ("not text", b"\xff\xfe\x00"),
+    ("too deep", b"[" * 100_000),
+    ("a list", b"[]"),
+    ("null", b"null"),
+    *((f"no {key}", json.dumps(without(key)).encode()) for key in WHOLE),
+    *(
+        (f"{key} {value!r}", json.dumps({**WHOLE, key: value}).encode())
+        for key, value in (
+            ("version", 2),
+            ("version", "1"),
+            ("standing", "king"),
+            ("standing", []),
+            ("generation", -1),
+            ("generation", True),
+            ("generation", 7.0),
+            ("generation", "7"),
+            ("offer", None),
+            ("secondary", "false"),
+            ("secondary", 1),
+            ("made", "/i"),
+            ("made", [1]),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", [case[1] for case in DAMAGED], ids=[case[0] for case in DAMAGED])
+def test_a_damaged_record_is_never_guessed_at(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.json").write_bytes(json.dumps(WHOLE).encode())
+    assert RecordFile(tmp_path).kept.record == Record(Standing.PRIMARY, 7, "abc")  # or this proves nothing
+    (tmp_path / "state.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"state\.json: "):
+        RecordFile(tmp_path)
+
+
+def test_a_record_that_was_being_written_when_the_machine_died_is_the_old_one(tmp_path: Path) -> None:
+    RecordFile(tmp_path).write(Record(Standing.OWNER, 3))
+    (tmp_path / "state.new").write_bytes(b'{"version": 1, "stand')
+    file = RecordFile(tmp_path)
+    assert file.kept.record == Record(Standing.OWNER, 3)
+    file.write(Record(Standing.PRIMARY, 4, "o"))
+    assert RecordFile(tmp_path).kept.record == Record(Standing.PRIMARY, 4, "o")
+
+
+def test_a_record_that_can_not_be_written_is_not_believed_to_be(tmp_path: Path) -> None:
+    file = RecordFile(tmp_path)
+    file.write(Record(Standing.OWNER, 3))
+    (tmp_path / "state.new").mkdir()
+    with pytest.raises(OSError):
+        file.write(Record(Standing.PRIMARY, 4))
+    assert file.kept.record == RecordFile(tmp_path).kept.record == Record(Standing.OWNER, 3)
+    (tmp_path / "state.new").rmdir()
+    file.write(Record(Standing.PRIMARY, 4))
+    assert RecordFile(tmp_path).kept.record == Record(Standing.PRIMARY, 4)
+
+
+# ---------------------------------------------------------------------- what the heartbeat carries
+
+ADVERT = Advert(State.PROTECTED, Standing.PRIMARY, 7, True, False, "0123456789abcdef", "fedcba9876543210")
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("standing", Standing)
+def test_an_advert_arrives_as_it_was_sent(state: State, standing: Standing) -> None:
+    said = Said(Advert(state, standing, (1 << 63) - 1, False, True, "a", ""), (1 << 40,) * 16)
+    over_there = json.loads(json.dumps(encode(said)))
+    assert decode(over_there) == said
+    assert len(json.dumps(over_there, separators=(",", ":"))) < 800  # of the 1 KiB that a message has
+
+
+HOSTILE: list[tuple[str, Any]] = [
+    ("s", "king"), ("s", None), ("s", []), ("s", {}), ("t", "king"), ("t", 7),
+    ("g", -1), ("g", True), ("g", 1.0), ("g", "1"), ("g", None), ("g", 1 << 63), ("g", 10**300),
+    ("l", 1), ("l", "true"), ("l", None), ("i", 0), ("i", "x" * 900),
+    ("o", 7), ("o", None), ("o", "x" * 33), ("o", "\udc80"), ("o", ["a"]), ("x", {}), ("x", "x" * 900),
+    ("z", None), ("z", 5), ("z", "5"), ("z", [None]), ("z", [-1]), ("z", [1 << 63]), ("z", [[1]]), ("z", [1] * 17),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE)
+def test_what_no_node_says_is_refused(key: str, value: Any) -> None:
+    good = encode(Said(ADVERT, (1,)))
+    assert decode(good) == Said(ADVERT, (1,))
+    with pytest.raises(PeerError, match="no node's"):
+        decode({**good, key: value})
+    with pytest.raises(PeerError, match="no node's"):
+        decode({name: kept for name, kept in good.items() if name != key})
+    assert decode({**good, "later": "version"}) == Said(ADVERT, (1,))
+
+
+# ---------------------------------------------------------------------- the pair's file
+
+PAIR = """\
+name = "web"
+
+[link]
+secondary = { a = "192.0.2.1:9810", b = "192.0.2.2:9810" }
+security = "psk"
+psk_file = "/etc/coloproxy/web.psk"
+
+[node]
+address = { a = "192.0.2.1", b = "192.0.2.2" }
+state_dir = "STATE"
+
+[[node.heartbeat.path]]
+name = "link"
+address = { a = "192.0.2.1:9820", b = "192.0.2.2:9821" }
+
+[[node.disk]]
+image = { a = "/vms/a.qcow2", b = "/vms/b.qcow2" }
+
+[[vm]]
+name = "web"
+
+[[vm.nic]]
+name = "nic0"
+mac = "52:54:00:12:34:56"
+model = "virtio-net-pci"
+tap = { name = "web0", bridge = "br0" }
+vm = { kind = "stream", address = "unix:/run/web-nic0.sock" }
+"""
+
+
+def pair_file(directory: Path, text: str = PAIR) -> Path:
+    path = directory / "pair.toml"
+    path.write_text(text.replace("STATE", str(directory / "state")).replace("/etc/coloproxy", str(directory)))
+    (directory / "web.psk").write_text("ab" * 32)
+    (directory / "web.psk").chmod(0o600)
+    return path
+
+
+def test_each_host_sees_its_own_values(tmp_path: Path) -> None:
+    path = pair_file(tmp_path)
+    a, b = (Setting.load(path, host) for host in HOSTS)
+    assert (a.node.address, b.node.address) == ("192.0.2.1", "192.0.2.2")
+    assert [str(each.node.disks[0].image) for each in (a, b)] == ["/vms/a.qcow2", "/vms/b.qcow2"]
+    assert (a.control_socket.name, b.control_socket.name) == ("web-a.sock", "web-b.sock")
+    for setting, ours, theirs in ((a, ("192.0.2.1", 9820), ("192.0.2.2", 9821)),
+                                  (b, ("192.0.2.2", 9821), ("192.0.2.1", 9820))):  # fmt: skip
+        settings, paths = setting.heartbeat()
+        assert settings.host == setting.host
+        assert [(each.local, each.peer) for each in paths] == [(ours, theirs)]
+        # The data path in the other role: only who listens changes.
+        assert setting.in_role("primary").link.secondary.host == theirs[0]
+        assert setting.in_role("secondary").link.secondary.host == ours[0]
+        assert setting.migration("b") == "tcp:192.0.2.2:9831"
+        assert (setting.nbd("a").host, setting.nbd("a").port) == ("192.0.2.1", 9830)
+
+
+@pytest.mark.parametrize("timeout", ["150ms", "400ms", "5s", "600s"])
+def test_every_timeout_that_the_file_may_have_makes_a_heartbeat(tmp_path: Path, timeout: str) -> None:
+    text = PAIR.replace("[[node.heartbeat.path]]", f'[node.heartbeat]\ntimeout = "{timeout}"\n[[node.heartbeat.path]]')
+    settings, _ = Setting.load(pair_file(tmp_path, text), "a").heartbeat()
+    assert settings.start_timeout >= settings.timeout
+
+
+def line_of(text: str, part: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+MISTAKES: list[tuple[str, str, str, str, str]] = [
+    # what, old, new, where the mistake is, what is said
+    ("a wrong key", 'state_dir = "STATE"', 'state_dirs = "STATE"', "state_dirs", "state_dirs"),
+    ("a wrong key of a table", 'name = "link"', 'name = "link"\ntime = "1s"', 'time = "1s"', "time"),
+    ("no host", '"192.0.2.2" }\nstate', '"localhost" }\nstate', "localhost", "node.address"),
+    ("a value for a alone", '{ a = "/vms/a.qcow2", b = "/vms/b.qcow2" }', '{ a = "/vms/a.qcow2" }', "image", "has no value"),
+    ("a third host", 'a = "/vms/a.qcow2"', 'c = "/c", a = "/vms/a.qcow2"', "image", "c"),
+    ("etcd without a table", "[[node.heartbeat", '[node.arbiter]\nkind = "etcd"\n[[node.heartbeat', "arbiter]", "etcd"),
+    ("a short timeout", "[[node.heartbeat", '[node.heartbeat]\ntimeout = "100ms"\n[[node.heartbeat', "100ms", "three"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "where", "said"), [case[1:] for case in MISTAKES], ids=[c[0] for c in MISTAKES])
+def test_mistakes_are_told_with_their_line(tmp_path: Path, old: str, new: str, where: str, said: str) -> None:
+    assert PAIR.count(old) == 1, old
+    text = PAIR.replace(old, new)
+    with pytest.raises(ConfigError) as caught:
+        Setting.load(pair_file(tmp_path, text), "a")
+    problem = next(each for each in caught.value.problems if said in each)
+    assert f"pair.toml:{line_of(text, where)}" in problem
+
+
+def test_a_file_of_coloproxy_run_is_told_to_lack_a_table(tmp_path: Path) -> None:
+    text = PAIR[: PAIR.index("[node]")] + PAIR[PAIR.index("[[vm]]") :]
+    text = text.replace('name = "web"\n\n[[vm.nic]]', 'name = "web"\nqmp = "unix:/run/q"\n\n[[vm.nic]]')
+    with pytest.raises(ConfigError, match=r"\[node\] is missing"):
+        Setting.load(pair_file(tmp_path, text), "a")
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def path_stats(name: str, *trips_ns: int, up: bool = True, silent_ns: int | None = 30_000_000) -> PathStats:
+    meter = RoundTripMeter()
+    for trip in trips_ns:
+        meter.add(trip)
+    refused = dict.fromkeys(Reason, 0)
+    refused[next(iter(Reason))] = 3
+    return PathStats(name, up, 10, 0, 9, refused, 1, 0, meter.snapshot(), silent_ns, 0)
+
+
+def stats(*paths: PathStats) -> Stats:
+    return Stats(True, "00", "11", 0, 1, 0, 0, 1, 1, paths)
+
+
+def test_round_trips_are_counted_between_their_bounds() -> None:
+    trips = [0, BUCKETS_NS[0], BUCKETS_NS[0] + 1, BUCKETS_NS[3], BUCKETS_NS[-1], BUCKETS_NS[-1] + 1, 2 * BUCKETS_NS[-1]]
+    (path,) = told.paths(stats(path_stats("link", *trips)))
+    histogram = path["histogram"]
+    assert [bound for bound, _ in histogram] == [*(ns / 1e6 for ns in BUCKETS_NS), None]
+    counts = {bound: count for bound, count in histogram if count}
+    assert counts == {BUCKETS_NS[0] / 1e6: 2, BUCKETS_NS[1] / 1e6: 1, BUCKETS_NS[3] / 1e6: 1, BUCKETS_NS[-1] / 1e6: 1,
+                      None: 2}  # fmt: skip
+    assert sum(count for _, count in histogram) == len(trips)
+    assert path["refused"] == {next(iter(Reason)).value: 3}
+    assert path["rtt_ms"]["min"] == 0.0 and path["rtt_ms"]["max"] == 2 * BUCKETS_NS[-1] / 1e6
+
+
+def test_the_peer_is_as_near_as_its_best_path() -> None:
+    paths = (
+        path_stats("link", 500_000),
+        path_stats("far", 100, up=False),
+        path_stats("lan", 9_000_000, silent_ns=5_000_000),
+    )
+    assert told.peer(stats(*paths)) == {"age_ms": 5.0, "rtt_ms": 0.5}
+    assert told.peer(stats(path_stats("link", silent_ns=None))) == {"age_ms": None, "rtt_ms": None}
+
+
+async def node(directory: Path) -> Node:
+    """As it is before it has begun, but with what run() makes."""
+    made = Node(Setting.load(pair_file(directory), "a"))
+    (directory / "state").mkdir()
+    made._kept = RecordFile(directory / "state")
+    made._plane = type("NoPlane", (), {"status": staticmethod(lambda: None), "vm": None})()  # type: ignore[assignment]
+    made._work = Work(made._setting, None, made._kept, made._plane, lambda _: None)  # type: ignore[arg-type]
+    return made
+
+
+KEYS = {
+    "pair", "host", "role", "state", "since_s", "generation", "reason", "peer", "heartbeat", "arbiter", "vm", "qemu",
+    "disks", "history",
+}  # fmt: skip
+
+
+async def test_the_status_is_what_is_documented_and_shown(tmp_path: Path) -> None:
+    made = await node(tmp_path)
+    status = json.loads(json.dumps(made.status()))
+    assert status.keys() >= KEYS
+    assert (status["pair"], status["host"], status["state"]) == ("web", "a", "discover")
+    assert status["disks"] == [{"name": "colo-disk0", "size": None, "state": "fresh", "resync": None}]
+    console = Console(record=True, width=120)
+    console.print(render(status))
+    text = console.export_text()
+    assert "discover" in text and "begins" in text and "none" in text
+
+
+async def test_metrics_know_every_state_of_a_node(tmp_path: Path) -> None:
+    made = await node(tmp_path)
+    assert set(NODE_STATES) == {state.value for state in State}
+    for state in State:
+        made.facts = made.facts.with_(state=state)
+        registry = CollectorRegistry()
+        registry.register(StatusCollector(made.status))
+        labels = {"pair": "web", "host": "a"}
+        values = {
+            name: registry.get_sample_value("coloproxy_node_state", {**labels, "state": name})
+            for name in (*NODE_STATES, "other")
+        }
+        assert [name for name, value in values.items() if value == 1] == [state.value]
+        assert None not in values.values()
