@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coloproxy node` on two hosts: every row of its table that a pair comes to, with real QEMUs, disks and clients.
+
+Most tests share one pair with an etcd. Each begins with it protected, and leaves it so; which host is the primary is
+what the tests before have made of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coloproxy.testbed.errors import ProcessError
+from coloproxy.testbed.guest_files import READY_LINE
+from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
+from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_traffic import WriteLog
+from coloproxy.testbed.node_verify import examine_log
+from coloproxy.testbed.requirements import missing
+
+LACKS = ", ".join(item.what for item in missing(PROGRAMS))
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+LONG = 25.0  # seconds; for a busy machine
+FILE_SYSTEM_MEBIBYTES = 160
+
+
+def options(host_mebibytes: int | None = None) -> NodeOptions:
+    """A pair with an etcd."""
+    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
+    arbiter = {"kind": "etcd", "etcd": {"endpoints": urls}}
+    # A busy machine must not look like a dead one, but where that is what is tested.
+    file = NodeFile(
+        node={"arbiter": arbiter}, heartbeat={"timeout": "2s"}, link={"keepalive": "100ms", "timeout": "5s"}
+    )
+    logs = os.environ.get("COLOPROXY_TEST_LOGS")
+    return NodeOptions(
+        file=file,
+        arbiter=True,
+        large_bytes=16_000_000,
+        disk_mebibytes=64,
+        host_mebibytes=host_mebibytes,
+        keep_logs=Path(logs) if logs else None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(given: NodeOptions) -> AsyncIterator[NodeBed]:
+    """From two hosts and one image to protected."""
+    async with NodeBed(given) as bed:
+        for host in HOSTS:
+            await bed.start_node(host)
+        await bed.protected(LONG)
+        await bed.serves(LONG)
+        yield bed
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[NodeBed]:
+    async with running(options()) as bed:
+        yield bed
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bed(shared: NodeBed) -> NodeBed:
+    """Protected, and nothing seen yet."""
+    await shared.protected(LONG)
+    await shared.serves(LONG)
+    await shared.watch.reset()
+    return shared
+
+
+class Story:
+    """What a node tells that it has been through since this was made; not by a node that was started meanwhile."""
+
+    def __init__(self, bed: NodeBed, host: Host) -> None:
+        self._bed, self._host, self._begun = bed, host, time.time()
+
+    async def entries(self) -> list[dict[str, Any]]:
+        history = (await self._bed.ask(self._host, "status"))["history"]
+        return [entry for entry in history if entry["at"] >= self._begun - 0.01]  # it is rounded
+
+    async def states(self) -> list[str]:
+        """The states that it went to, one after the other."""
+        return [entry["to"] for entry in await self.entries() if entry["from"] != entry["to"]]
+
+    async def until(self, state: str) -> None:
+        """Until it has been there."""
+        until = time.monotonic() + LONG
+        while state not in (seen := await self.states()):
+            assert time.monotonic() < until, f"{self._host} is at {seen}:\n{self._bed.node(self._host).tail()}"
+            await asyncio.sleep(0.05)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LONG):
+        while not done():  # noqa: ASYNC110 - other processes do it
+            await asyncio.sleep(0.1)
+
+
+async def until_standing(bed: NodeBed, host: Host, standing: str) -> None:
+    """Until its record says that."""
+    until = time.monotonic() + LONG
+    while (status := await bed.ask(host, "status"))["standing"] != standing:
+        assert time.monotonic() < until, status
+        await asyncio.sleep(0.05)
+
+
+async def log_is_whole(bed: NodeBed, log: WriteLog) -> None:
+    """By what the guest reads of it now."""
+    acknowledged = log.acknowledged
+    content = await bed.client.get(f"{LOG_PATH}/{log.name}")
+    found = examine_log(log.name, content, sent=log.sent, acknowledged=acknowledged)
+    assert found.intact, found
+
+
+async def faults(bed: NodeBed, owners: list[Host]) -> list[str]:
+    return (await bed.watch.seen()).faults(owners)
+
+
+# ---------------------------------------------------------------------- the beginning, and deaths of hosts
+
+
+async def test_two_hosts_and_one_image_become_a_pair(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    mine, its = [await bed.ask(host, "status") for host in (primary, other(primary))]
+    assert (mine["standing"], its["standing"]) == ("primary", "secondary")
+    assert (mine["role"], its["role"]) == ("primary", "secondary")
+    assert mine["generation"] == its["generation"] > 0
+    assert mine["peer"]["alive"] and its["peer"]["alive"]
+    assert [path["up"] for path in mine["heartbeat"]["paths"]] == [True, True]
+    assert mine["vm"]["state"] == "protected" and its["vm"]["state"] == "standby"
+    assert mine["disks"][0]["size"] == its["disks"][0]["size"] == bed.disk.virtual_bytes
+
+
+@pytest.mark.parametrize(
+    ("death", "victim"), [("kill", "primary"), ("kill", "secondary"), ("stop", "primary"), ("stop", "secondary")]
+)
+async def test_a_host_dies_and_comes_back(bed: NodeBed, death: Death, victim: Victim) -> None:
+    log = await bed.write_log(f"{death}-{victim}")
+    cycle = await run_cycle(bed, log, 1, death, victim)
+    assert cycle.faults == (), cycle.told()
+    await log.end(LONG)
+
+
+# ---------------------------------------------------------------------- a QEMU alone dies
+
+
+async def test_the_primarys_qemu_dies_alone_and_the_secondary_goes_on_at_once(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    survivor = other(primary)
+    log = await bed.write_log("qemu-primary")
+    await log.reached(5, LONG)
+    was, its = Story(bed, primary), Story(bed, survivor)
+    assert len(bed.kill_qemu(primary)) == 1
+    await its.until("protected")
+    assert await bed.protected(LONG) == survivor
+    # By the primary's word, not by its silence: its heartbeat went on all the time.
+    assert (await was.states())[0] == "yielded"
+    assert (await its.states())[:3] == ["claim", "settle", "alone"]
+    assert "peer dead" not in [entry["event"] for entry in await its.entries()]
+    assert await faults(bed, [primary, survivor]) == []
+    await log.reached(log.acknowledged + 5, LONG)
+    await log_is_whole(bed, log)
+
+
+async def test_the_secondarys_qemu_dies_alone_and_the_primary_goes_on(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    log = await bed.write_log("qemu-secondary")
+    await log.reached(5, LONG)
+    story = Story(bed, primary)
+    assert len(bed.kill_qemu(other(primary))) == 1
+    await story.until("alone")
+    assert await bed.protected(LONG) == primary
+    states = await story.states()
+    assert (states[0], states[-1]) == ("suspended", "protected")
+    assert "peer dead" not in [entry["event"] for entry in await story.entries()]
+    assert await faults(bed, [primary]) == []
+    await log.reached(log.acknowledged + 5, LONG)
+    await log_is_whole(bed, log)
+
+
+# ---------------------------------------------------------------------- the guest and the operator
+
+
+async def test_the_guest_reboots_and_stays_protected(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    story = {host: Story(bed, host) for host in HOSTS}
+    before = bed.console(primary).count(READY_LINE)
+    await bed.guest_power("reboot")
+    await until(lambda: bed.console(primary).count(READY_LINE) > before)
+    await bed.serves(LONG)
+    assert await bed.protected(LONG) == primary
+    assert [await story[host].states() for host in HOSTS] == [[], []]
+    log = await bed.write_log("rebooted")
+    await log.reached(5, LONG)
+    await log_is_whole(bed, log)
+    assert await faults(bed, [primary]) == []
+
+
+async def test_the_guest_powers_off_and_nobody_takes_over_until_it_is_started(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    log = await bed.write_log("poweroff")
+    await log.reached(5, LONG)
+    its = Story(bed, other(primary))
+    await bed.guest_power("poweroff")
+    await bed.until_state(primary, {"stopped"}, LONG)
+    await its.until("join")
+    await until_standing(bed, primary, "owner")
+    assert bed.qemu_pids(primary) == []
+    assert not {"claim", "settle", "alone"} & {*await its.states()}
+    assert (await bed.states()) == {primary: "stopped", other(primary): "join"}
+    with pytest.raises(ProcessError, match="there is nothing to start"):
+        await bed.ask(other(primary), "start")
+    assert await faults(bed, [primary]) == []
+
+    await bed.ask(primary, "start")
+    assert await bed.protected(LONG) == primary
+    await bed.serves(LONG)
+    assert await faults(bed, [primary]) == []
+    content = await bed.client.get(f"{LOG_PATH}/{log.name}")
+    found = examine_log(log.name, content, sent=log.sent, acknowledged=log.acknowledged)
+    assert found.intact, found
+
+
+async def test_an_operator_stops_the_vm_and_lets_it_go_on(bed: NodeBed) -> None:
+    """A checkpoint runs a VM that was stopped again (QEMU does): so it is only a pause. Nothing else comes of it."""
+    primary = await bed.protected(LONG)
+    log = await bed.write_log("stop-cont")
+    await log.reached(5, LONG)
+    story = {host: Story(bed, host) for host in HOSTS}
+    monitor = await bed.monitor(primary)
+    try:
+        await monitor.execute("stop", deadline=LONG)
+        await asyncio.sleep(1.0)  # longer than any timeout of heartbeat and link: nobody may take it for a death
+        await monitor.execute("cont", deadline=LONG)
+    finally:
+        await monitor.close()
+    await log.reached(log.acknowledged + 5, LONG)
+    assert await bed.protected(LONG) == primary
+    assert [await story[host].states() for host in HOSTS] == [[], []]
+    assert await faults(bed, [primary]) == []
+    await log_is_whole(bed, log)
+
+
+# ---------------------------------------------------------------------- full disks
+
+
+@pytest.mark.parametrize("victim", ["secondary", "primary"])
+async def test_a_hosts_disk_is_full(victim: Victim) -> None:
+    async with running(options(host_mebibytes=FILE_SYSTEM_MEBIBYTES)) as bed:
+        primary = await bed.protected(LONG)
+        host = primary if victim == "primary" else other(primary)
+        survivor = other(host)
+        log = await bed.write_log("full")
+        await log.reached(5, LONG)
+        await bed.watch.reset()
+        story = Story(bed, survivor)
+        assert bed.fill_disk(host) > 0
+        filling = asyncio.create_task(fill_guest_disk(bed))  # what was allocated already can be written
+        try:
+            await story.until("alone")
+            bed.free_disk(host)
+            assert await bed.protected(LONG) == survivor
+        finally:
+            filling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await filling
+        await log.reached(log.acknowledged + 5, LONG)
+        await log_is_whole(bed, log)
+        assert await faults(bed, [primary] if survivor == primary else [primary, survivor]) == []
+        counted = await log.end(LONG)
+        for each in HOSTS:
+            await bed.kill_host(each)
+        found = await bed.verify(survivor, [counted])
+        assert found.intact, found
+
+
+async def fill_guest_disk(bed: NodeBed) -> None:
+    """Write on the guest's disk, more and more."""
+    number = 0
+    while True:
+        number += 1
+        log = await bed.write_log(f"more-{number}", interval=0.0)
+        await asyncio.sleep(1.0)
+        await log.close()
