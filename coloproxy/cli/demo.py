@@ -38,7 +38,7 @@ has a disk image, and [b]coloproxy node[/b] on each makes a protected VM of it. 
 write log, the primary's host dies, comes back and is the secondary; then the secondary's host dies and comes back. In
 the end the disk is examined.
 
-Needs root and Debian's packages: those that are missing are installed by apt-get. Takes half a minute without KVM,
+Needs root and Debian's packages: those that are missing are installed by apt-get. Takes less than a minute without KVM,
 uses KVM where it works, and leaves nothing behind but the cached guest.
 """
 
