@@ -32,7 +32,9 @@ BOOT_SECONDS = 120.0
 def options(logs: Path | None) -> NodeOptions:
     """A pair with an etcd."""
     urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
-    file = NodeFile(node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}})
+    # A busy machine must not look like a dead host: here it is only coloproxy that dies.
+    heartbeat = {"timeout": "2s"}
+    file = NodeFile(node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}}, heartbeat=heartbeat)
     return NodeOptions(file=file, arbiter=True, large_bytes=16_000_000, disk_mebibytes=64, keep_logs=logs)
 
 

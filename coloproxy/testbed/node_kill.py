@@ -93,10 +93,13 @@ async def run_start(bed: NodeBed, plan: Plan) -> Trial:
     for host in HOSTS:
         await bed.start_node(host)
     states, killed = await _kill(bed, plan, {})
-    now = await bed.protected(_LONG)
+    first = await bed.protected(_LONG)
     seconds = time.monotonic() - killed
     await bed.serves(_LONG)
-    faults = (await bed.watch.seen()).faults([now])
+    now = await bed.protected(_LONG)
+    # On a busy machine the secondary may have taken over before the guest said its first word.
+    owners = (await bed.watch.seen()).owners
+    faults = (await bed.watch.seen()).faults([first, now] if first != now and owners != [now] else [now])
     return Trial(plan=plan, primary=None, now=now, states=states, seconds=seconds, transfers=(), faults=tuple(faults))
 
 
@@ -112,6 +115,7 @@ async def run_trial(bed: NodeBed, plan: Plan) -> tuple[Trial, tuple[str, int, in
     log = await bed.write_log(f"kill-{plan.number}")
     await log.reached(3, _RECORD)
     await bed.watch.reset()
+    await _answered(bed, primary)
     traffic = bed.traffic(f"{plan.number}")
     await traffic.start(downloads=1, uploads=1, upload_bytes=5_000_000)
     roles: dict[str, Host] = {"survivor": survivor, "victim": victim}
@@ -140,7 +144,8 @@ async def run_trial(bed: NodeBed, plan: Plan) -> tuple[Trial, tuple[str, int, in
 
 
 async def _kill(bed: NodeBed, plan: Plan, roles: dict[str, Host]) -> tuple[tuple[str | None, ...], float]:
-    hosts: list[Host] = [roles.get(who, who) for who in plan.killed]  # type: ignore[misc]
+    named: dict[str, Host] = {"a": "a", "b": "b", **roles}
+    hosts = [named[who] for who in plan.killed]
     until = time.monotonic() + plan.delay
     await asyncio.sleep(max(0.0, until - time.monotonic()))
     states = tuple(await asyncio.gather(*(_state(bed, host) for host in hosts)))
@@ -148,9 +153,15 @@ async def _kill(bed: NodeBed, plan: Plan, roles: dict[str, Host]) -> tuple[tuple
     return states, time.monotonic()
 
 
+async def _answered(bed: NodeBed, host: Host) -> None:
+    async with asyncio.timeout(_LONG):
+        while not (await bed.watch.seen()).answers[host]:  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.05)
+
+
 async def _state(bed: NodeBed, host: Host) -> str | None:
     try:
-        return str((await bed.ask(host, "status", deadline=0.1))["state"])
+        return str((await bed.ask(host, "status", deadline=0.5))["state"])
     except (ProcessError, DeadlineError):
         return None
 

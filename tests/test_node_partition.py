@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both hosts live and don't see each other; clients see both. Who goes on, with each kind of arbiter: never two.
+
+The evidence is the ownership watch, which asks the guest through both hosts' cables all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coloproxy.testbed.net import batch
+from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_net import ARBITER_ADDRESSES, CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_traffic import WriteLog
+from coloproxy.testbed.node_verify import examine_log
+from coloproxy.testbed.requirements import missing
+
+LACKS = ", ".join(item.what for item in missing(PROGRAMS))
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+LONG = 120.0  # seconds; for a busy machine
+QUESTIONS = 20  # of the watch, a tenth of a second apart
+
+
+@asynccontextmanager
+async def running(arbiter: Mapping[str, Any], *, etcd: bool = False) -> AsyncIterator[NodeBed]:
+    """A bed whose nodes are not started."""
+    logs = os.environ.get("COLOPROXY_TEST_LOGS")
+    # A busy machine must not look like a dead host.
+    file = NodeFile(node={"arbiter": arbiter}, heartbeat={"timeout": "1s"})
+    options = NodeOptions(
+        file=file, arbiter=etcd, large_bytes=1_000_000, disk_mebibytes=32, keep_logs=Path(logs) if logs else None
+    )
+    async with NodeBed(options) as bed:
+        yield bed
+
+
+async def begin(bed: NodeBed) -> tuple[Host, WriteLog]:
+    """Protected, with a client that writes."""
+    for host in HOSTS:
+        if not bed.processes[host].pids():
+            await bed.start_node(host)
+    primary = await bed.protected(LONG)
+    await bed.serves(LONG)
+    log = await bed.write_log(f"log-{time.monotonic_ns()}")
+    await log.reached(5, LONG)
+    await bed.watch.reset()
+    await watched(bed)
+    return primary, log
+
+
+def part(bed: NodeBed) -> None:
+    """No way leads from one host to the other, and each is reached by clients as ever."""
+    bed.cut("link", "a")
+    for host in HOSTS:
+        nobody = (
+            f"neigh replace {CLIENT_ADDRESSES[other(host)]} lladdr 02:00:00:00:00:99 dev {CLIENT_BRIDGE} nud permanent"
+        )
+        batch(bed.network.hosts[host], [nobody])
+
+
+def mend(bed: NodeBed) -> None:
+    for host in HOSTS:
+        batch(bed.network.hosts[host], [f"neigh del {CLIENT_ADDRESSES[other(host)]} dev {CLIENT_BRIDGE}"])
+        bed.light_up(host)
+
+
+async def watched(bed: NodeBed) -> None:
+    """Until both hosts were asked many times more."""
+    begin = (await bed.watch.seen()).asked
+    async with asyncio.timeout(LONG):
+        while (await bed.watch.seen()).asked < begin + QUESTIONS:  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.05)
+
+
+async def ends_well(bed: NodeBed, log: WriteLog, owners: list[Host]) -> None:
+    """Protected again, by these owners one after the other, and nothing is lost that was written."""
+    assert await bed.protected(LONG) == owners[-1]
+    await log.reached(log.acknowledged + 5, LONG)
+    acknowledged = log.acknowledged
+    content = await bed.client.get(f"{LOG_PATH}/{log.name}")
+    found = examine_log(log.name, content, sent=log.sent, acknowledged=acknowledged)
+    assert found.intact, found
+    assert (await bed.watch.seen()).faults(owners) == []
+    await log.close()
+
+
+# ---------------------------------------------------------------------- with a register
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def etcd() -> AsyncIterator[NodeBed]:
+    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
+    async with running({"kind": "etcd", "etcd": {"endpoints": urls}}, etcd=True) as bed:
+        yield bed
+
+
+async def test_the_register_is_reached_by_both(etcd: NodeBed) -> None:
+    primary, log = await begin(etcd)
+    part(etcd)
+    survivor = await etcd.until_alone(LONG)
+    await log.reached(log.acknowledged + 5, LONG)
+    await watched(etcd)
+    assert await etcd.state(other(survivor)) in {"suspended", "claim", "yielded"}
+    mend(etcd)
+    await ends_well(etcd, log, [primary] if survivor == primary else [primary, survivor])
+
+
+@pytest.mark.parametrize("who", ["primary", "secondary"])
+async def test_the_register_is_reached_by_one(etcd: NodeBed, who: str) -> None:
+    primary, log = await begin(etcd)
+    survivor = primary if who == "primary" else other(primary)
+    etcd.cut("arbiter", other(survivor))
+    part(etcd)
+    await etcd.until_state(survivor, {"alone"}, LONG)
+    await log.reached(log.acknowledged + 5, LONG)
+    await watched(etcd)
+    assert await etcd.state(other(survivor)) in {"suspended", "claim"}
+    mend(etcd)
+    await ends_well(etcd, log, [primary] if survivor == primary else [primary, survivor])
+
+
+async def test_the_register_is_reached_by_none(etcd: NodeBed) -> None:
+    primary, log = await begin(etcd)
+    for host in HOSTS:
+        etcd.cut("arbiter", host)
+    part(etcd)
+    await etcd.until_state(primary, {"suspended"}, LONG)
+    await etcd.until_state(other(primary), {"claim"}, LONG)
+    await watched(etcd)  # what was on its way is through
+    before = await etcd.watch.reset()
+    assert before.faults([primary]) == []
+    await watched(etcd)
+    assert (await etcd.watch.seen()).owners == []  # nobody serves
+    assert await etcd.states() == {primary: "suspended", other(primary): "claim"}
+    mend(etcd)
+    survivor = await etcd.until_alone(LONG)
+    await ends_well(etcd, log, [survivor])
+
+
+# ---------------------------------------------------------------------- without
+
+
+async def test_the_primary_goes_on_if_the_operator_said_so() -> None:
+    async with running({"kind": "none", "on_partition": "primary"}) as bed:
+        primary, log = await begin(bed)
+        part(bed)
+        await bed.until_state(primary, {"alone"}, LONG)
+        await log.reached(log.acknowledged + 5, LONG)
+        await watched(bed)
+        assert await bed.state(other(primary)) == "claim"
+        mend(bed)
+        await ends_well(bed, log, [primary])
+
+
+async def test_nobody_goes_on_if_the_operator_said_so() -> None:
+    async with running({"kind": "none", "on_partition": "stop"}) as bed:
+        primary, log = await begin(bed)
+        part(bed)
+        await bed.until_state(primary, {"suspended"}, LONG)
+        await bed.until_state(other(primary), {"claim"}, LONG)
+        await watched(bed)
+        assert (await bed.watch.reset()).faults([primary]) == []
+        await watched(bed)
+        assert (await bed.watch.seen()).owners == []
+        mend(bed)
+        await ends_well(bed, log, [primary])
+
+
+async def test_who_goes_on_has_turned_the_other_one_off(tmp_path: Path) -> None:
+    agent = tmp_path / "fence_bed"
+    options = {host: [f"plug={other(host)}"] for host in HOSTS}
+    arbiter = {"kind": "fence", "fence": {"agent": str(agent), "options": options, "secondary_delay": "5s"}}
+    async with running(arbiter) as bed:
+        commands = {host: shlex.join(bed.fence_command(host)) for host in HOSTS}
+        agent.write_text(AGENT.format(python=sys.executable, commands=commands))
+        agent.chmod(0o755)
+        primary, log = await begin(bed)
+        part(bed)
+        await bed.until_state(primary, {"alone"}, LONG)
+        await log.reached(log.acknowledged + 5, LONG)
+        await watched(bed)
+        assert bed.processes[other(primary)].pids() == []
+        mend(bed)
+        await bed.boot_host(other(primary))
+        await ends_well(bed, log, [primary])
+
+
+AGENT = """#!{python} -P
+import os, subprocess, sys
+given = dict(line.split("=", 1) for line in sys.stdin.read().splitlines())
+command = {commands!r}[given["plug"]]
+if given["action"] == "off":
+    sys.exit(subprocess.run(command, shell=True).returncode)
+mark = command.split()[-1]
+sys.exit(2 if os.path.exists(mark) else 0)
+"""
