@@ -6,6 +6,7 @@ And the search can say no: each of the damaged tables must be caught, most of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from coloproxy.node.machine import TABLE, Action, Event, Row, Step, Write, decid
 
 @pytest.mark.parametrize("kind", Kind)
 def test_nothing_goes_wrong_and_all_ends_well(kind: Kind) -> None:
-    search = Search(kind, budget=2).run()
+    search, _ = searched(kind)
     assert search.problem is None, "\n".join(search.story(search.problem[1]))
     assert search.complete
     stuck = search.stuck()
@@ -42,6 +43,13 @@ def test_nothing_goes_wrong_on_long_ways(kind: Kind) -> None:
 
 
 def test_each_row_is_taken() -> None:
+    never = {row.why for row in TABLE} - {row.why for kind in Kind for row in searched(kind)[1]}
+    assert never == {"an operator has forced the peer to go on"}  # against his word: the other host was not down
+
+
+@functools.cache
+def searched(kind: Kind) -> tuple[Search, set[Row]]:
+    """All that two failures can do, and the rows that were taken."""
     taken = set()
 
     def watched(facts: Facts, event: Event) -> Step | None:
@@ -50,10 +58,7 @@ def test_each_row_is_taken() -> None:
             taken.add(step.row)
         return step
 
-    for kind in Kind:
-        Search(kind, budget=2 if kind is Kind.REGISTER else 1, decide=watched, limit=60_000).run()
-    never = {row.why for row in TABLE} - {row.why for row in taken}
-    assert never <= {"an operator has forced the peer to go on"}  # against his word: the other host was not down
+    return Search(kind, budget=2, decide=watched).run(), taken
 
 
 # ---------------------------------------------------------------------- what the search leaves out makes no difference
@@ -134,10 +139,6 @@ def old_void_is_a_word(f: Facts) -> bool:
     return f.peer is not None and f.peer.standing is Standing.VOID
 
 
-def any_yielded_is_an_offer(f: Facts) -> bool:
-    return f.peer is not None and f.peer.standing is Standing.YIELDED
-
-
 def same_generation_supersedes(f: Facts) -> bool:
     peer = f.peer
     return peer is not None and peer.generation >= f.own.generation and peer.standing is not Standing.VOID
@@ -165,6 +166,12 @@ def mutant(name: str, kind: Kind, table: Table | Callable[[Facts, Event], Step |
 SAID = "the secondary of that pair is no more, and says so"
 COPY_DIED = "our copy died with its QEMU"
 BOTH_DEAD = next(n for n, row in enumerate(TABLE) if row.when == (machine.gave_up, machine.no_register))
+# Not here, for they change nothing that can happen:
+# - `offered` without its generation: a secondary has heard PRIMARY of its own pair, and nobody says YIELDED of an older
+#   one after that;
+# - `by_our_offer` left out: a VM that has come into COLO was sent by the primary that took our offer;
+# - MUTE left out: the comparator holds, as docs/node-safety.md says;
+# - going on at COLO_LOST with `on_partition`: there the secondary never does without the primary's word.
 MUTANTS = [
     mutant("the secondary gives way, and does not write it", Kind.STOP,
            with_row(at("the primary is to go on", State.STANDBY), write=None)),
@@ -217,7 +224,6 @@ MUTANTS = [
     mutant("a stopped primary does not look whether it is superseded", Kind.REGISTER,
            without(at("the peer went on", State.STOPPED))),
     mutant("an attempt is tried for ever", Kind.STOP, without(at("the attempt has failed", State.READY, Event.TICK))),
-    mutant("an offer of an earlier pair is an offer", Kind.STOP, guarded(machine.offered, any_yielded_is_an_offer)),
     mutant("a secondary that was never one says nothing", Kind.STOP, without(at(SAID, State.JOIN))),
     mutant("whoever has the same generation has gone on", Kind.STOP,
            guarded(machine.superseded, same_generation_supersedes)),
