@@ -103,6 +103,7 @@ def test_a_record_that_was_being_written_when_the_machine_died_is_the_old_one(tm
 def test_a_record_that_can_not_be_written_is_not_believed_to_be(tmp_path: Path) -> None:
     file = RecordFile(tmp_path)
     file.write(Record(Standing.OWNER, 3))
+    (tmp_path / "state.new").unlink()
     (tmp_path / "state.new").mkdir()
     with pytest.raises(OSError):
         file.write(Record(Standing.PRIMARY, 4))
@@ -110,6 +111,21 @@ def test_a_record_that_can_not_be_written_is_not_believed_to_be(tmp_path: Path) 
     (tmp_path / "state.new").rmdir()
     file.write(Record(Standing.PRIMARY, 4))
     assert RecordFile(tmp_path).kept.record == Record(Standing.PRIMARY, 4)
+
+
+def test_a_full_disk_takes_another_record(tmp_path: Path) -> None:
+    """As far as that can be seen without one: its place is there already. tests/test_node.py fills a disk."""
+    file = RecordFile(tmp_path)
+    for generation in range(1, 4):
+        file.write(Record(Standing.OWNER, generation))
+        reserved = tmp_path / "state.new"
+        assert reserved.stat().st_size == (tmp_path / "state.json").stat().st_size == 4096
+        inode = reserved.stat().st_ino
+        file.note(made=f"/image{generation}")
+        assert (tmp_path / "state.json").stat().st_ino == inode
+    file.note(made="/" + "x" * 4096)
+    assert (tmp_path / "state.json").stat().st_size == 8192
+    assert RecordFile(tmp_path).kept == file.kept
 
 
 # ---------------------------------------------------------------------- what the heartbeat carries
@@ -221,7 +237,7 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     ("a wrong key", 'state_dir = "STATE"', 'state_dirs = "STATE"', "state_dirs", "state_dirs"),
     ("a wrong key of a table", 'name = "link"', 'name = "link"\ntime = "1s"', 'time = "1s"', "time"),
     ("no host", '"192.0.2.2" }\nstate', '"localhost" }\nstate', "localhost", "node.address"),
-    ("a value for a alone", '{ a = "/vms/a.qcow2", b = "/vms/b.qcow2" }', '{ a = "/vms/a.qcow2" }', "image", "has no value"),
+    ("a value for a alone", '{ a = "/vms/a.qcow2", b = "/vms/b.qcow2" }', '{ a = "/vms/a.qcow2" }', "image", "no value"),
     ("a third host", 'a = "/vms/a.qcow2"', 'c = "/c", a = "/vms/a.qcow2"', "image", "c"),
     ("etcd without a table", "[[node.heartbeat", '[node.arbiter]\nkind = "etcd"\n[[node.heartbeat', "arbiter]", "etcd"),
     ("a short timeout", "[[node.heartbeat", '[node.heartbeat]\ntimeout = "100ms"\n[[node.heartbeat', "100ms", "three"),
@@ -289,7 +305,7 @@ async def node(directory: Path) -> Node:
     made = Node(Setting.load(pair_file(directory), "a"))
     (directory / "state").mkdir()
     made._kept = RecordFile(directory / "state")
-    made._plane = type("NoPlane", (), {"status": staticmethod(lambda: None), "vm": None})()  # type: ignore[assignment]
+    made._plane = type("NoPlane", (), {"status": staticmethod(lambda: None), "vm": None})()
     made._work = Work(made._setting, None, made._kept, made._plane, lambda _: None)  # type: ignore[arg-type]
     return made
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from coloproxy.errors import ConfigError
 from .facts import Record, Standing
 
 VERSION: Final = 1
+BLOCK: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class RecordFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.json"
+        self._draft = self.path.with_suffix(".new")
         self._lock = threading.Lock()
         self.kept = self._load()
 
@@ -62,18 +65,28 @@ class RecordFile:
             "secondary": kept.secondary,
             "made": list(kept.made),
         }
-        draft = self.path.with_suffix(".new")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1) + "\n")
+        text = json.dumps(document, indent=1).encode()
+        size = -(-(len(text) + 1) // BLOCK) * BLOCK
+        with self._draft.open("r+b" if self._draft.exists() else "xb") as file:
+            file.write(text.ljust(size - 1) + b"\n")
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(self.path)
+        self._draft.replace(self.path)
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
         self.kept = kept
+        self._reserve(size)
+
+    def _reserve(self, size: int) -> None:
+        """The next one's place, so that it can be written when the disk is full: then it counts most."""
+        with contextlib.suppress(OSError), self._draft.open("xb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _load(self) -> Kept:
         """Raises ConfigError: a file that can't be understood. A person must look: to guess could cost the truth."""
