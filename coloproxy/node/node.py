@@ -60,8 +60,8 @@ class _Happened:
     reason: str
     before: Callable[[], None]
     """Facts that come with it, taken over at its turn."""
-    claim: int = 0
-    """Of an answer of the arbiter: the number of the question."""
+    question: int = 0
+    """Of an answer of the arbiter: the number of what was asked. 0: it is none."""
 
 
 def _nothing() -> None:
@@ -80,6 +80,7 @@ class Node:
         self._queue: asyncio.Queue[_Happened] = asyncio.Queue()
         self._doing: tuple[Action, asyncio.Task[None]] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._question = 0
         self._recording: asyncio.Task[None] | None = None
         self._peer_sizes: tuple[int, ...] = ()
         self._reason = "begins"
@@ -191,8 +192,8 @@ class Node:
 
     # ----------------------------------------------------------------- events
 
-    def _say(self, event: Event, reason: str, before: Callable[[], None] = _nothing) -> None:
-        self._queue.put_nowait(_Happened(event, reason, before))
+    def _say(self, event: Event, reason: str, before: Callable[[], None] = _nothing, *, question: int = 0) -> None:
+        self._queue.put_nowait(_Happened(event, reason, before, question))
 
     def _try_again(self) -> None:
         """Most failures pass: a disk that is full, a port that is taken. So not a person alone may say START."""
@@ -203,6 +204,8 @@ class Node:
     async def _serve(self) -> None:
         while True:
             happened = await self._queue.get()
+            if happened.question not in (0, self._question):
+                continue  # it answers what is not asked any more, and would be taken for the present question's
             happened.before()
             await self._happens(happened.event, happened.reason)
 
@@ -223,6 +226,7 @@ class Node:
         if step.state not in _ASKS and self._asking is not None:
             self._asking.cancel()
             self._asking = None
+            self._question += 1
             facts = facts.with_(claiming=False)
         self.facts = facts
         self._renew_lease()  # before anybody hears of a pair
@@ -393,10 +397,11 @@ class Node:
         if self._asking is not None and not self._asking.done():
             return
         generation = self.facts.next_generation
+        self._question += 1
         self.facts = self.facts.with_(claiming=True, claimed=generation)
-        self._asking = asyncio.create_task(self._claim(generation), name="claim")
+        self._asking = asyncio.create_task(self._claim(generation, self._question), name="claim")
 
-    async def _claim(self, generation: int) -> None:
+    async def _claim(self, generation: int, question: int) -> None:
         role = "secondary" if self.facts.own.standing is Standing.SECONDARY else "primary"
         claim = Claim(self._setting.pair.name, self._setting.host, role, generation)  # type: ignore[arg-type]
         try:
@@ -415,7 +420,7 @@ class Node:
 
         if event is not Event.UNKNOWN or self.facts.state is not State.CLAIM:
             log.info("generation %d: %s (%s)", generation, ruling.verdict.value, ruling.reason)
-        self._say(event, ruling.reason, answered)
+        self._say(event, ruling.reason, answered, question=question)
 
     # --------------------------------------------------------------- the peer
 
