@@ -23,6 +23,7 @@ from coloproxy.testbed.guest_files import READY_LINE
 from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
 from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_kill import Plan, run_trial
 from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
 from coloproxy.testbed.node_toml import NodeFile
 from coloproxy.testbed.node_traffic import WriteLog
@@ -36,7 +37,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-LONG = 25.0  # seconds; for a busy machine
+LONG = 60.0  # seconds; for a busy machine
 FILE_SYSTEM_MEBIBYTES = 160
 
 
@@ -82,6 +83,7 @@ async def bed(shared: NodeBed) -> NodeBed:
     await shared.protected(LONG)
     await shared.serves(LONG)
     await shared.watch.reset()
+    await answered(shared, await shared.protected(LONG))
     return shared
 
 
@@ -127,6 +129,13 @@ async def log_is_whole(bed: NodeBed, log: WriteLog) -> None:
     content = await bed.client.get(f"{LOG_PATH}/{log.name}")
     found = examine_log(log.name, content, sent=log.sent, acknowledged=acknowledged)
     assert found.intact, found
+
+
+async def answered(bed: NodeBed, host: Host) -> None:
+    """Until the watch has heard the guest from that host."""
+    async with asyncio.timeout(LONG):
+        while not (await bed.watch.seen()).answers[host]:  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.05)
 
 
 async def faults(bed: NodeBed, owners: list[Host]) -> list[str]:
@@ -258,6 +267,22 @@ async def test_an_operator_stops_the_vm_and_lets_it_go_on(bed: NodeBed) -> None:
     await log_is_whole(bed, log)
 
 
+# ---------------------------------------------------------------------- coloproxy alone dies
+
+KILLS = [
+    Plan(number=1, moment="protected", victim="primary", killed=("a", "b"), delay=0.1),
+    Plan(number=2, moment="failover", victim="primary", killed=("survivor",), delay=2.15),  # just after the time-out
+    Plan(number=3, moment="resync", victim="primary", killed=("survivor", "victim"), delay=2.0),
+]
+
+
+@pytest.mark.parametrize("plan", KILLS, ids=[plan.moment for plan in KILLS])
+async def test_coloproxy_alone_is_killed(bed: NodeBed, plan: Plan) -> None:
+    """tools/node_kills.py does it at any point."""
+    trial, _ = await run_trial(bed, plan)
+    assert not trial.faults, trial.told()
+
+
 # ---------------------------------------------------------------------- full disks
 
 
@@ -270,11 +295,15 @@ async def test_a_hosts_disk_is_full(victim: Victim) -> None:
         log = await bed.write_log("full")
         await log.reached(5, LONG)
         await bed.watch.reset()
+        await answered(bed, primary)
         story = Story(bed, survivor)
         assert bed.fill_disk(host) > 0
         filling = asyncio.create_task(fill_guest_disk(bed))  # what was allocated already can be written
         try:
             await story.until("alone")
+            # Each node has kept room for its record: it could tell, and nobody had to wait for its silence.
+            assert "peer dead" not in [entry["event"] for entry in await story.entries()]
+            assert bed.ends(host) == ()
             bed.free_disk(host)
             assert await bed.protected(LONG) == survivor
         finally:
