@@ -79,7 +79,7 @@ def demo(
     try:
         asyncio.run(_until_signal(run_demo(options, console)))
     except ColoproxyError as error:
-        console.print(Text(f"coloproxy demo: {error}", style="bold red"))
+        console.print(Text(f"coloproxy demo: {error}", style="bold red"), soft_wrap=True)
         code = FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("coloproxy demo: interrupted; everything it started is gone")
