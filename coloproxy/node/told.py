@@ -17,7 +17,7 @@ class NodeState(Report):
     host: str
     before: str
     after: str
-    event: str
+    on: str
     reason: str
     standing: str
     generation: int
