@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-LONG = 60.0  # seconds; for a busy machine
+LONG = 120.0  # seconds; for a busy machine
 FILE_SYSTEM_MEBIBYTES = 160
 
 

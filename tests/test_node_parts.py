@@ -237,7 +237,7 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     ("a wrong key", 'state_dir = "STATE"', 'state_dirs = "STATE"', "state_dirs", "state_dirs"),
     ("a wrong key of a table", 'name = "link"', 'name = "link"\ntime = "1s"', 'time = "1s"', "time"),
     ("no host", '"192.0.2.2" }\nstate', '"localhost" }\nstate', "localhost", "node.address"),
-    ("a value for a only", '{ a = "/vms/a.qcow2", b = "/vms/b.qcow2" }', '{ a = "/vms/a.qcow2" }', "image", "no value"),
+    ("no b", ', b = "/vms/b.qcow2" }', " }", "image", "no value"),
     ("a third host", 'a = "/vms/a.qcow2"', 'c = "/c", a = "/vms/a.qcow2"', "image", "c"),
     ("etcd without a table", "[[node.heartbeat", '[node.arbiter]\nkind = "etcd"\n[[node.heartbeat', "arbiter]", "etcd"),
     ("a short timeout", "[[node.heartbeat", '[node.heartbeat]\ntimeout = "100ms"\n[[node.heartbeat', "100ms", "three"),
