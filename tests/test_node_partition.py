@@ -78,7 +78,8 @@ def part(bed: NodeBed) -> None:
 
 def mend(bed: NodeBed) -> None:
     for host in HOSTS:
-        batch(bed.network.hosts[host], [f"neigh del {CLIENT_ADDRESSES[other(host)]} dev {CLIENT_BRIDGE}"])
+        peer = CLIENT_ADDRESSES[other(host)]
+        batch(bed.network.hosts[host], [f"neigh flush to {peer} dev {CLIENT_BRIDGE} nud permanent"])
         bed.light_up(host)
 
 
