@@ -68,7 +68,7 @@ ETCD_PORT: Final = 2379
 _ETCD_PEER_PORT: Final = 2380
 _POLL_SECONDS: Final = 0.02
 _STATUS_SECONDS: Final = 2.0
-_POWER_SECONDS: Final = 3.0
+_POWER_SECONDS: Final = 10.0
 _GUEST_NAMES: Final[Mapping[Host, str]] = {"a": "host-a", "b": "host-b"}
 
 
