@@ -166,7 +166,6 @@ def mutant(name: str, kind: Kind, table: Table | Callable[[Facts, Event], Step |
 
 SAID = "the secondary of that pair is no more, and says so"
 COPY_DIED = "our copy died with its QEMU"
-COPY_GONE = "our copy died with its QEMU, or what we knew of its connections with coloproxy"
 BOTH_DEAD = next(n for n, row in enumerate(TABLE) if row.when == (machine.gave_up, machine.no_register))
 # Not here, for they change nothing that can happen:
 # - `offered` without its generation: a secondary has heard PRIMARY of its own pair, and nobody says YIELDED of an older
@@ -198,7 +197,7 @@ MUTANTS = [
     mutant("a pair that is not written down", Kind.STOP,
            with_row(at("from now on the secondary may take over"), write=None)),
     mutant("a secondary whose VM died takes over after its restart", Kind.REGISTER,
-           with_row(at(COPY_GONE, State.DISCOVER), to=State.CLAIM, write=None, actions=(Action.CLAIM,))),
+           with_row(at(COPY_DIED, State.DISCOVER), to=State.CLAIM, write=None, actions=(Action.CLAIM,))),
     mutant("a primary boots again without asking", Kind.FENCE, with_row(at(PAIR_WAS_AWAY), **ALONE)),
     mutant("a primary's VM died, and that is not written", Kind.STOP,
            with_row(at("the secondary is to go on", State.PROTECTED), write=None)),

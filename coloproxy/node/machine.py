@@ -356,10 +356,9 @@ TABLE: Final[tuple[Row, ...]] = (
          "COLO ended while coloproxy was away"),
     _row(_S.DISCOVER, _HEARD, own(Standing.PRIMARY, Standing.YIELDED), _S.YIELDED, _W.YIELDED, [_A.DISCARD],
          "our VM is dead; the secondary may live"),
-    # QEMU may live; but what the data path knew of clients' connections died with coloproxy, and a takeover without it
-    # would give clients bytes at wrong places of their streams.
-    _row(_S.DISCOVER, _LOOK, own(Standing.SECONDARY), _S.JOIN, _W.VOID, [_A.DISCARD],
-         "our copy died with its QEMU, or what we knew of its connections with coloproxy"),
+    _row(_S.DISCOVER, _LOOK, (own(Standing.SECONDARY), vm(VmView.COLO, VmView.RUNNING)), _S.STANDBY, None, [_A.ADOPT],
+         "only coloproxy was away"),
+    _row(_S.DISCOVER, _LOOK, own(Standing.SECONDARY), _S.JOIN, _W.VOID, [_A.DISCARD], "our copy died with its QEMU"),
     _row(_S.DISCOVER, _LOOK, own(Standing.VOID), _S.JOIN, None, [_A.DISCARD], "the truth is the peer's"),
     # -- alone
     _row(_SERVING, _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "an operator has forced the peer to go on"),

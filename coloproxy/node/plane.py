@@ -86,6 +86,7 @@ class Plane:
     async def become_secondary(self) -> None:
         """Fed and heard by the primary; its TAPs are closed. Raises ColoproxyError."""
         await self.end()
+        self._table.unlink(missing_ok=True)  # of an earlier life; what is there from now on is of the takeover to come
         pair = self._setting.in_role("secondary")
         vm = SecondaryVm(pair, pair.vms[0], self._journal, self._failed)
         self._listener = Listener(pair.link.secondary, self._keys, [vm.endpoint()])
@@ -95,6 +96,17 @@ class Plane:
         except BaseException:
             await self.end()
             raise
+
+    @property
+    def knows_connections(self) -> bool:
+        """How the secondary VM's TCP connections are numbered for clients.
+
+        A path that was not there from the last checkpoint on does not, and would give clients bytes at wrong places of
+        their streams. When there is none, an earlier one may have left them in its file.
+        """
+        if isinstance(self.vm, SecondaryVm):
+            return self.vm.epochs > 0 or self.vm.state == "taken-over"
+        return self.vm is not None or self._table.exists()
 
     async def take_over(self, reason: str, vmm: Callable[[], Awaitable[None]]) -> None:
         """The secondary's VM is made to run by itself (`vmm`), then: open, announce, translate on. Idempotent.

@@ -175,6 +175,13 @@ class Work:
         """docs/disks.md has the order; QEMU.md's measurements the reasons."""
         disks, overlays = self._disks(), self._setting.overlays
         await asyncio.to_thread(disk_record.begin_takeover, overlays, generation)
+        if not self._plane.knows_connections:
+            log.warning("how clients' connections are numbered is not known since coloproxy was away: the VM is booted")
+            await self._plane.end()
+            await qemu.quit()
+            await self.gone()
+            await self._start_owner()
+            return
 
         async def run_alone() -> None:
             await yank_migration(qemu)
