@@ -57,11 +57,14 @@ class Opened:
             await transfer.reached(200_000, DEADLINE)
         return cls(download, upload, idle)
 
+    async def asked(self, chain: TapChain) -> None:
+        """To be done first: the guest's server ends a connection on which nothing is asked for in 60 s."""
+        assert (await self.idle.ask()).endswith(chain.guest.hello)
+
     async def finished(self, chain: TapChain) -> None:
         for transfer, digest in ((self.download, chain.guest.large_sha256), (self.upload, BODY_SHA256)):
             result = await transfer.result(DEADLINE)
             assert (result.returncode, result.sha256, result.connections) == (0, digest, 1)
-        assert (await self.idle.ask()).endswith(chain.guest.hello)
 
 
 async def translated(chain: TapChain, *, ipv6: bool) -> list[Opened]:
@@ -97,6 +100,8 @@ async def test_connections_outlive_failover_after_failover(tmp_path: Path) -> No
             await chain.proxies["primary"].ask("checkpoint", wait_s=10)
             await chain.proxies["primary"].until("in step", in_step)
             assert all(transfer.running for transfer in transfers)
+        for each in opened:
+            await each.asked(chain)
         for each in opened:
             await each.finished(chain)
         assert await chain.client.get("/hello.txt") == chain.guest.hello
