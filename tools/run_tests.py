@@ -4,8 +4,7 @@
 With --all a test that would be skipped fails instead (COLOPROXY_REQUIRE_ALL, see tests/conftest.py), and what the
 real VMs and the tests' own tools need is installed first. Everything behind the options goes to pytest.
 
-Tests of whole VMs wait for most of their time, so with --all, and nothing for pytest, the others run beside them, in a
-process of their own and with lower priority; what that one has said is printed when the first is done.
+Tests of whole VMs come last, and alone: with other work beside them, hosts that are only busy are taken for dead.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,8 +20,6 @@ from requirements import install_missing_tools
 
 TOP = Path(__file__).resolve().parent.parent
 WITH_VMS, WITHOUT = ("-m", "e2e"), ("-m", "not e2e")
-BESIDE = 10
-"""Niceness of what runs beside the VMs."""
 
 
 def main() -> int:
@@ -51,21 +47,10 @@ def pytest(arguments: Sequence[str]) -> list[str]:
 
 def run_both(environment: Mapping[str, str]) -> int:
     """The exit status is 0 only if both are well."""
-    aside = ["nice", "-n", str(BESIDE), *pytest(["-p", "no:cacheprovider", *WITHOUT])]
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(aside, cwd=TOP, env=environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL) as other,
-    ):
-        try:
-            code = subprocess.run(pytest(WITH_VMS), cwd=TOP, env=environment, check=False).returncode
-            code = other.wait() or code
-        finally:
-            other.terminate()
-        said.seek(0)
-        print(f"\nbeside it, {' '.join(WITHOUT)}:\n", flush=True)
-        sys.stdout.buffer.write(said.read())
-        sys.stdout.flush()
-    return code
+    codes = [
+        subprocess.run(pytest(part), cwd=TOP, env=environment, check=False).returncode for part in (WITHOUT, WITH_VMS)
+    ]
+    return max(codes, key=abs)
 
 
 if __name__ == "__main__":
