@@ -22,7 +22,7 @@ from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.guest_files import READY_LINE
 from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
-from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
 from coloproxy.testbed.node_kill import Plan, run_trial
 from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
 from coloproxy.testbed.node_toml import NodeFile
@@ -165,6 +165,29 @@ async def test_a_host_dies_and_comes_back(bed: NodeBed, death: Death, victim: Vi
     cycle = await run_cycle(bed, log, 1, death, victim)
     assert cycle.faults == (), cycle.told()
     await log.end(LONG)
+
+
+# ---------------------------------------------------------------------- coloproxy alone dies, at the worst time
+
+
+async def test_a_takeover_that_has_lost_the_connections_numbers_gives_no_wrong_byte(bed: NodeBed) -> None:
+    """The secondary's coloproxy dies with the primary's host. Its VM is booted from its disk, and connections end."""
+    primary = await bed.protected(LONG)
+    survivor = other(primary)
+    log = await bed.write_log("numbers")
+    await log.reached(5, LONG)
+    transfer = await bed.client.download(LARGE_PATH, limit_rate="1M")
+    await transfer.reached(1_000_000, LONG)
+    await bed.kill_host(primary)
+    await bed.kill_coloproxy(survivor)
+    await bed.until_state(survivor, {"alone"}, LONG)
+    assert (await transfer.result(LONG)).returncode != 0
+    assert "the VM is booted" in bed.node(survivor).tail()
+    await bed.serves(LONG)
+    await log_is_whole(bed, log)
+    assert await faults(bed, [primary, survivor]) == []
+    await bed.boot_host(primary)
+    assert await bed.protected(LONG) == survivor
 
 
 # ---------------------------------------------------------------------- a QEMU alone dies
