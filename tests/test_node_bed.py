@@ -553,7 +553,7 @@ import json, os, socket, sys, threading, tomllib
 _, _, file, _, host = sys.argv  # -c FILE --host HOST
 config = tomllib.loads(open(file).read())
 path = config["control"]["socket"][host]
-peer_address = config["link"]["b" if host == "a" else "a"].partition(":")[0]
+peer_address = config["node"]["address"]["b" if host == "a" else "a"]
 
 def alive():
     server = socket.create_server(("0.0.0.0", 7000))
