@@ -520,8 +520,8 @@ class Node:
         if beat.peer_state is not None:
             with contextlib.suppress(PeerError):
                 known = decode(beat.peer_state.state).advert
-        if known is not None and known.generation <= self.facts.own.generation:
-            self._plane.lease(beat.confirmed + self._setting.node.heartbeat.timeout)
+        superseded = known is None or known.generation > self.facts.own.generation
+        self._plane.lease(0 if superseded else beat.confirmed + self._setting.node.heartbeat.timeout)
 
     # ------------------------------------------------------------------- QEMU
 

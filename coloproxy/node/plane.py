@@ -98,6 +98,16 @@ class Plane:
             raise
 
     @property
+    def is_linked(self) -> bool:
+        """A primary's path that dials a secondary, or has."""
+        return isinstance(self.vm, PrimaryVm) and self.vm.dialer is not None
+
+    async def forget(self) -> None:
+        """The VM is dead, and with it its connections: nothing of them is for the one that is booted next."""
+        await self.end()
+        self._table.unlink(missing_ok=True)
+
+    @property
     def knows_connections(self) -> bool:
         """How the secondary VM's TCP connections are numbered for clients.
 

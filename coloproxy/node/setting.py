@@ -30,8 +30,6 @@ from coloproxy.path.tls import read_psk
 
 from .facts import Host, other
 
-RUNTIME = Path("/run/coloproxy")
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -66,12 +64,11 @@ class Setting:
 
     @property
     def directory(self) -> Path:
-        return Path(self.node.state_dir or f"/var/lib/coloproxy/{self.pair.name}")
+        return self.pair.state_directory
 
     @property
     def control_socket(self) -> Path:
-        socket = self.pair.control.socket
-        return Path(socket) if socket is not None else RUNTIME / f"{self.pair.name}-{self.host}.sock"
+        return self.pair.control_socket
 
     def in_role(self, role: Role) -> Pair:
         """For the data path: this host in that role, with the monitor that QEMU has for it."""

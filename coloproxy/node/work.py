@@ -155,6 +155,7 @@ class Work:
         await self._plane.serve_alone()
 
     async def _start_owner(self) -> None:
+        await self._plane.forget()
         overlays = self._setting.overlays
         overlays.mkdir(parents=True, exist_ok=True)
         await self._measure()
@@ -177,7 +178,6 @@ class Work:
         await asyncio.to_thread(disk_record.begin_takeover, overlays, generation)
         if not self._plane.knows_connections:
             log.warning("how clients' connections are numbered is not known since coloproxy was away: the VM is booted")
-            await self._plane.end()
             await qemu.quit()
             await self.gone()
             await self._start_owner()
@@ -204,7 +204,11 @@ class Work:
         if disks:
             await disk_primary.yank(qemu, disks)
         await yank_migration(qemu)
-        if self._plane.vm is not None and self._plane.vm.state in ("protected", "unprotected") and self._is_linked():
+        if (
+            self._plane.vm is not None
+            and self._plane.vm.state in ("protected", "unprotected")
+            and self._plane.is_linked
+        ):
             await self._plane.go_alone(reason)
         with contextlib.suppress(QmpError):  # it is not in COLO any more, or never was
             await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
@@ -215,9 +219,6 @@ class Work:
             self._detached = time.monotonic()
         self.replicates = False
         await self._until_running(qemu)
-
-    def _is_linked(self) -> bool:
-        return getattr(self._plane.vm, "dialer", None) is not None
 
     async def _until_running(self, qemu: QemuProcess) -> None:
         """Raises VmmError: it does not come to run; QmpError."""
