@@ -18,7 +18,7 @@ import pytest
 from pair_files import NODE, PAIR
 
 from coloproxy.doctor import CHECKS, Level, Subject, examine
-from coloproxy.doctor.check import Check, Finding, Port
+from coloproxy.doctor.check import Check, Finding, Port, output_of
 from coloproxy.doctor.clock import judge_clock, skew_ms
 from coloproxy.doctor.qemu import missing_features, probe
 from coloproxy.doctor.software import judge_versions
@@ -142,6 +142,20 @@ def test_what_is_no_qemu(text: str, tmp_path: Path) -> None:
     script = put(tmp_path, "qemu", f"#!/bin/sh\n{text}\n")
     script.chmod(0o755)
     assert one("qemu", Subject(qemu=str(script))).text.startswith("can't be looked at")
+
+
+def test_a_program_that_drops_what_its_output_has_no_room_for() -> None:
+    """As QEMU does that is told to quit: its schema is larger than a pipe."""
+    program = """if True:
+        import os
+        os.set_blocking(1, False)
+        try:
+            written = os.write(1, bytes(1 << 20))
+        except BlockingIOError:
+            pass
+    """
+    text = output_of([sys.executable, "-c", program])
+    assert text is not None and len(text) == 1 << 20
 
 
 @needs_qemu

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,10 @@ def examine(subject: Subject, names: Iterable[str] | None = None) -> Iterator[tu
         try:
             yield from ((each, finding) for finding in each.run(subject))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            yield each, Finding(Level.WARN, f"can't be looked at: {error}")
+            yield (
+                each,
+                Finding(Level.WARN, f"can't be looked at: {error}", "see to that, then run coloproxy doctor again"),
+            )
 
 
 def ok(text: str) -> Finding:
@@ -144,9 +148,14 @@ def fail(text: str, do: str) -> Finding:
 def output_of(argv: Sequence[str], stdin: str = "") -> str | None:
     """What a program writes; None: it is not there. Raises SubprocessError: it failed, or took too long."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
+        with tempfile.TemporaryFile("w+") as output:  # QEMU that is told to quit drops what a pipe had no room for
+            done = subprocess.run(
+                argv, input=stdin, stdout=output, stderr=subprocess.PIPE, text=True, timeout=PROGRAM_S, check=False
+            )
+            output.seek(0)
+            text = output.read()
     except (FileNotFoundError, PermissionError):
         return None
     if done.returncode:
-        raise subprocess.SubprocessError(f"{argv[0]}: {(done.stderr or done.stdout).strip()[:300]}")
-    return done.stdout
+        raise subprocess.SubprocessError(f"{argv[0]}: {(done.stderr or text).strip()[:300]}")
+    return text
