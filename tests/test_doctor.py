@@ -171,6 +171,7 @@ def test_a_feature_that_was_left_out_is_missed() -> None:
         ("replication", "block driver replication"),
         ("quorum", "block driver quorum"),
         ("x-colo", "migration capability x-colo"),
+        ("tls-creds-psk", "TLS with pre-shared keys"),
         ("stream", "-netdev stream"),
     ):
         less = [

@@ -46,6 +46,8 @@ class Peer:
 
     host: str
     port: int
+    tls: str = ""
+    """QEMU's object with this end's credentials; "": plain text."""
 
     def address(self) -> dict[str, object]:
         """As QEMU's SocketAddress without the wrapping."""

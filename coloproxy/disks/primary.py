@@ -34,8 +34,11 @@ def nbd_node(name: str, disk: Disk, peer: Peer) -> dict[str, object]:
     With a time limit: QEMU's main loop stands still while it connects, without one for ever if the peer is frozen, and
     no yank helps.
     """
-    server = peer.address()
-    return {"driver": "nbd", "node-name": name, "export": disk.parent, "server": server, "open-timeout": OPEN_S}
+    node: dict[str, object] = {"driver": "nbd", "node-name": name, "export": disk.parent, "server": peer.address()}
+    node["open-timeout"] = OPEN_S
+    if peer.tls:
+        node["tls-creds"] = peer.tls
+    return node
 
 
 async def attach(monitor: Monitor, disks: Sequence[Disk], peer: Peer, via: Via = Via.NBD) -> None:

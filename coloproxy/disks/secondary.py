@@ -27,7 +27,10 @@ async def prepare(monitor: Monitor, disks: Sequence[Disk], listen: Peer) -> None
         return
     await reset(monitor)
     address = {"type": "inet", "data": {"host": listen.host, "port": str(listen.port)}}
-    await blocks.run("nbd-server-start", addr=address)
+    server: dict[str, object] = {"addr": address}
+    if listen.tls:
+        server["tls-creds"] = listen.tls
+    await blocks.send("nbd-server-start", server)
     for disk in disks:
         await blocks.run(
             "block-export-add", id=disk.export, type="nbd", node_name=disk.parent, name=disk.parent, writable=True

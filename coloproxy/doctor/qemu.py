@@ -49,7 +49,7 @@ def version(subject: Subject) -> Iterator[Finding]:
         yield ok(f"QEMU {text}")
 
 
-@check("qemu-features", "COLO, replication, quorum, NBD, yank and -netdev stream in QEMU")
+@check("qemu-features", "COLO, replication, quorum, NBD, yank, TLS and -netdev stream in QEMU")
 def features(subject: Subject) -> Iterator[Finding]:
     found = probe(subject)
     if found is None:
@@ -61,7 +61,7 @@ def features(subject: Subject) -> Iterator[Finding]:
             "take a QEMU with them (configure --enable-replication; Debian's has all)",
         )
     else:
-        yield ok("COLO, replication, quorum, NBD, yank and -netdev stream are in it")
+        yield ok("COLO, replication, quorum, NBD, yank, TLS and -netdev stream are in it")
 
 
 def missing_features(schema: list[dict[str, Any]]) -> list[str]:
@@ -73,6 +73,7 @@ def missing_features(schema: list[dict[str, Any]]) -> list[str]:
     lacking = [name for name in _COMMANDS if name not in commands]
     lacking += [f"block driver {name}" for name in _BLOCK_DRIVERS if name not in drivers]
     lacking += [] if any("x-colo" in values for values in enums) else ["migration capability x-colo"]
+    lacking += [] if any("tls-creds-psk" in values for values in enums) else ["TLS with pre-shared keys"]
     return lacking + ([] if "stream" in nets else ["-netdev stream"])
 
 

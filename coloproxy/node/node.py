@@ -139,6 +139,8 @@ class Node:
                 for work in (self._serve(), self._tick(), self._keep_lease(), self._probe_qemu(), service.watch()):
                     tasks.append(asyncio.create_task(self._guarded(work)))
                 self._journal.write("started", {"pair": pair.name, "host": setting.host})
+                if setting.node.security == "plain":
+                    log.warning("node.security is plain: whoever reaches the ports of NBD and migration has the VM")
                 log.info("node %s of pair %s is up; control socket %s", setting.host, pair.name, setting.control_socket)
                 service.ready(f"node {setting.host} of {pair.name}")
                 self._ready()

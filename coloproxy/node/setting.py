@@ -169,10 +169,18 @@ class Setting:
             for index, (disk, size) in enumerate(zip(self.node.disks, sizes, strict=True))
         ]
 
-    def nbd(self, host: Host) -> Peer:
-        """Where that host exports its images, when it is the secondary."""
+    def nbd(self, host: Host, tls: str) -> Peer:
+        """Where that host exports its images, when it is the secondary. tls: our QEMU's credentials, or ""."""
         node = self._node(host)
-        return Peer(node.address, node.nbd_port)
+        return Peer(node.address, node.nbd_port, tls)
+
+    def credentials(self) -> vmm.Credentials | None:
+        """For what our QEMU and the other one send each other; None: plain text. Raises MisuseError: the key's file."""
+        if self.node.security == "plain":
+            return None
+        assert self.pair.link.psk_file is not None  # the heartbeat has asked
+        key = read_psk(Path(self.pair.link.psk_file))
+        return vmm.Credentials(self.directory / "tls", key, self.pair.name, self.node.qemu.user)
 
     def migration(self, host: Host) -> str:
         """QEMU's URI of that host, when it is the secondary."""

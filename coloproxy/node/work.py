@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from coloproxy import disks as replication
 from coloproxy import vmm
@@ -256,9 +256,11 @@ class Work:
         await images.prepare_overlays(disks)
         qemu = await self._launch("secondary")
         await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+        tls = await self._credentials(qemu, "server")
+        await qemu.execute("migrate-set-parameters", {"tls-creds": tls})
         await qemu.execute("migrate-incoming", {"uri": self._setting.migration(self._setting.host)})
         if disks:
-            await disk_secondary.prepare(qemu, disks, self._setting.nbd(self._setting.host))
+            await disk_secondary.prepare(qemu, disks, self._setting.nbd(self._setting.host, tls))
         await self._plane.become_secondary()
         return secrets.token_hex(8)
 
@@ -291,14 +293,16 @@ class Work:
         peer, node = other(self._setting.host), self._setting.node
         await self._measure()
         disks = self._disks()
-        await self._until_reachable(self._setting.nbd(peer) if disks else None)
+        tls = await self._credentials(qemu, "client")
+        nbd = self._setting.nbd(peer, tls)
+        await self._until_reachable(nbd if disks else None)
         await self._hear_old_news(qemu)
         try:
             if disks:
                 await resync.resync(
                     qemu,
                     disks,
-                    self._setting.nbd(peer),
+                    nbd,
                     resync.new_token(),
                     bandwidth=node.resync_speed,
                     report=self._report,
@@ -308,11 +312,19 @@ class Work:
         await self._plane.become_primary()
         period = self._setting.pair.checkpoint.timing().checkpoint_delay_ms or ON_DEMAND_ONLY
         await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
-        await qemu.execute("migrate-set-parameters", {"x-checkpoint-delay": period, "max-bandwidth": _MAX_BANDWIDTH})
+        await qemu.execute(
+            "migrate-set-parameters",
+            {"x-checkpoint-delay": period, "max-bandwidth": _MAX_BANDWIDTH, "tls-creds": tls},
+        )
         with qemu.watch("MIGRATION", "RESUME", "COLO_EXIT") as events:
             await qemu.execute("migrate", {"uri": self._setting.migration(peer)})
             await events.next(_is_colo, 24 * 3600.0)
             await events.next(_is_resumed, COLO_S)
+
+    async def _credentials(self, qemu: QemuProcess, end: Literal["server", "client"]) -> str:
+        """As QEMU's `tls-creds` has it, which is "" for plain text. Raises MisuseError, QmpError, VmmError."""
+        credentials = self._setting.credentials()
+        return "" if credentials is None else await credentials.offer(qemu, end)
 
     async def _until_reachable(self, nbd: replication.Peer | None) -> None:
         """While QEMU connects, its VM stands still: so first it is seen from here whether somebody would answer."""

@@ -149,7 +149,12 @@ class Node(Table):
     """`coloproxy node`: starts the VM, keeps it protected, fails over, protects again. docs/node.md."""
 
     address: Annotated[str, Ip(), PerHost(), Example('{ a = "192.0.2.1", b = "192.0.2.2" }')] = Field(
-        description="This host's, for NBD and migration. A network of the two alone: both are plain text."
+        description="This host's, for NBD and migration, in a network of the two alone."
+    )
+    security: Literal["psk", "plain"] = Field(
+        default="psk",
+        description="Of NBD and migration. psk: TLS with a key that is made of link.psk_file's. plain: none, whoever "
+        "reaches those ports writes the disks.",
     )
     nbd_port: Annotated[int, Count(1, 65535)] = Field(default=9830, description="Disks are written to there.")
     migration_port: Annotated[int, Count(1, 65535)] = Field(default=9831, description="The VM's state goes to there.")

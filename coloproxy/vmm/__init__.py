@@ -11,11 +11,13 @@ from .files import Files, StateDirectory
 from .health import Health, Probe
 from .process import QemuProcess
 from .quickack import quickack_route
+from .tls import Credentials
 
 __all__ = [
     "Acceleration",
     "Cause",
     "Connected",
+    "Credentials",
     "Disk",
     "Event",
     "Exit",
