@@ -251,7 +251,7 @@ class QemuProcess:
                 await asyncio.wait((up, self.exited), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
             problem = self._control.problem or self._oob.problem
-            raise VmmError(f"QEMU does not answer within {deadline_s:g} s: {problem}\n{self._story(offset)}") from error
+            raise VmmError(f"QEMU does not answer within {deadline_s:g} s: {problem}; {self._story(offset)}") from error
         finally:
             up.cancel()
             await asyncio.gather(up, return_exceptions=True)
@@ -260,7 +260,7 @@ class QemuProcess:
             holder = pidfile_holder(self.files.pidfile)
             if holder is not None and os.getsid(holder) != self.pid:
                 raise _busy(self.files, holder)
-            raise VmmExited(ended.status, f"QEMU ended at once: {ended.text}\n{self._story(offset)}")
+            raise VmmExited(ended.status, f"QEMU ended at once: {ended.text}; {self._story(offset)}")
         holder = pidfile_holder(self.files.pidfile)
         if holder != self.pid:
             raise VmmError(
@@ -295,8 +295,9 @@ class QemuProcess:
             raise VmmError(f"{self.files.control}: QEMU says that its VM is {said!r}, not {self.name!r}")
 
     def _story(self, offset: int) -> str:
-        """Its last words, which are in the log from `offset` on, and its command line."""
-        return f"it said: {log_tail(self.files, offset) or 'nothing'}\nit was started as: {shlex.join(self.argv)}"
+        """Its last words, which are in the log from `offset` on, and where its command line is: that is long."""
+        said = " | ".join(log_tail(self.files, offset).splitlines())
+        return f"it said: {said or 'nothing'}; its command line is in {self.files.log}"
 
     async def _ended(self, deadline_s: float) -> Exit:
         if self.exited.cancelled():
