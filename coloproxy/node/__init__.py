@@ -5,7 +5,7 @@ facts      what a node knows when it decides
 machine    the table: in this state, on this event, if that holds; nothing else decides
 node       plays it
 work       its long actions: QEMU, disks
-plane      the data path, in the role of the moment
+plane      the data path, in the role of the moment; planes: tap_plane, filter_plane
 setting    the pair's file, as one of the two nodes needs it
 record     what is on disk
 adverts    what the heartbeat carries

@@ -23,20 +23,18 @@ from coloproxy.arbiter import Claim, Ruling, Verdict
 from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
 from coloproxy.disks import Progress, What, read_event
-from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, PeerError
+from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, MisuseError, PeerError
 from coloproxy.heartbeat import Heartbeat
 from coloproxy.journal import Journal
 from coloproxy.metrics import MetricsServer
 from coloproxy.reports import Trouble
-from coloproxy.run.host import keys_of
-from coloproxy.run.primary import PrimaryVm
 from coloproxy.run.service import Service
 
 from . import told
 from .adverts import Said, decode, encode
 from .facts import Facts, Standing, State, VmView, other
 from .machine import Action, Event, decide
-from .plane import Plane
+from .planes import make_plane
 from .record import RecordFile
 from .setting import Setting
 from .work import Work
@@ -111,7 +109,7 @@ class Node:
         setting, pair = self._setting, self._setting.pair
         with vmm.StateDirectory.open(setting.directory) as state:
             self._kept = RecordFile(setting.directory)
-            self._plane = Plane(setting, keys_of(pair), self._journal, self._plane_failed)
+            self._plane = make_plane(setting, self._journal, self._plane_failed, lambda: self._work.qemu)
             self._work = Work(setting, state, self._kept, self._plane, self._watch)
             setting.control_socket.parent.mkdir(parents=True, exist_ok=True)
             control = ControlServer(
@@ -168,9 +166,7 @@ class Node:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
-        self._plane.keep_connections()
-        with contextlib.suppress(ColoproxyError):
-            await self._plane.end()
+        await self._plane.let_go()
         if self._work.qemu is not None:
             await self._work.qemu.close()
         await self._arbiter.close()
@@ -494,8 +490,8 @@ class Node:
 
     def _look_at_link(self) -> None:
         """A cable that is cut tells nobody: QEMU would wait for the other one for minutes."""
-        vm = self._plane.vm
-        if self.facts.state not in (State.PROTECTED, State.STANDBY) or vm is None or vm.link_up or self.facts.colo_lost:
+        in_pair = self.facts.state in (State.PROTECTED, State.STANDBY)
+        if not in_pair or self._plane.link_up or self.facts.colo_lost:
             self._link_down_since = None
             return
         now = time.monotonic()
@@ -629,11 +625,11 @@ class Node:
         return self.status()
 
     async def _do_checkpoint(self, arguments: Mapping[str, Any]) -> object:
-        vm = self._plane.vm
-        if not isinstance(vm, PrimaryVm):
-            raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
-        vm.checkpoint(str(arguments.get("reason") or "the operator's wish"))
-        return {"asked": [vm.vm.name]}
+        try:
+            asked = self._plane.checkpoint(str(arguments.get("reason") or "the operator's wish"))
+        except MisuseError as error:
+            raise ControlRefused(REFUSED, str(error)) from error
+        return {"asked": [asked]}
 
     async def _do_force(self, arguments: Mapping[str, Any]) -> object:
         if arguments.get("force") is not True:

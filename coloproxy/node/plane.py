@@ -1,256 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data path of the node's VM, in the role of the moment: coloproxy.run's parts, and how one follows another.
+"""The data path of the node's VM, in the role of the moment: what the node wants of it, whichever attach does it.
 
-A PrimaryVm also serves a VM that is alone: without a link its output passes. Connections that must be translated go
-from one to the next, and to a file for a coloproxy that dies while its QEMU lives on.
+tap_plane.py: coloproxy owns the TAPs and moves the frames. filter_plane.py: QEMU owns the TAP, its net filters carry
+frames to and from a comparator in this process. docs/node.md says when to take which.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
-from coloproxy.address import Address
-from coloproxy.errors import ColoproxyError, DeviceError, TableError
-from coloproxy.journal import Journal
-from coloproxy.path.session import Dialer, Listener
-from coloproxy.path.tls import Keys
-from coloproxy.run.estate import Estate, load_table, save_table
-from coloproxy.run.primary import PrimaryVm
-from coloproxy.run.secondary import SecondaryVm
-
-from .setting import Setting
-
-log = logging.getLogger(__name__)
+from coloproxy import vmm
 
 
-class Plane:
-    """`vm` is what runs now; None: nothing does, and the TAPs aren't there. Methods are called one at a time.
+class Monitor(Protocol):
+    """The VM's QEMU, as far as a data path needs it; QemuProcess is one."""
 
-    failed: the data path has ended by itself, for that reason.
+    async def execute(
+        self, name: str, arguments: Mapping[str, object] | None = None, *, out_of_band: bool = False
+    ) -> object:
+        """The return value of a QMP command. Raises QmpError."""
+
+
+class Plane(Protocol):
+    """Methods are called one at a time. Those that may fail raise ColoproxyError, and may be called again.
+
+    The constructor's `failed` is told when the data path has ended by itself, with a reason.
     """
 
-    def __init__(self, setting: Setting, keys: Keys | None, journal: Journal, failed: Callable[[str], None]) -> None:
-        self._setting = setting
-        self._keys = keys
-        self._journal = journal
-        self._failed = failed
-        self._running: asyncio.Task[None] | None = None
-        self._listener: Listener | None = None
-        self._table = setting.directory / "connections"
-        self.vm: PrimaryVm | SecondaryVm | None = None
-        self.muted = False
-        self._lease: int | None = None
+    # -------------------------------------------------------------------- QEMU
 
-    # ------------------------------------------------------------------ roles
+    def qemu_arguments(self, role: vmm.Role) -> list[str]:
+        """The VM's NICs on QEMU's command line. Raises MisuseError: a NIC that QEMU can't have."""
+
+    async def before_launch(self) -> None:
+        """What must be there when QEMU starts, in whatever role. Nothing of it speaks to clients yet."""
+
+    # ------------------------------------------------------------------- roles
 
     async def serve_alone(self) -> None:
-        """A VM of its own, whose output passes: a PrimaryVm that is not linked, made if there is none.
-
-        A survivor's path, which translates, stays. Idempotent. Raises ColoproxyError.
-        """
-        if self._is_over(self.vm):
-            await self.end()
-        if self.vm is None:
-            vm = self._make_primary()
-            self._inherit(vm)
-            await self._start(vm)
-        self.unmute()
+        """A VM of its own, whose output passes. A survivor's connections go on to be translated. Idempotent."""
 
     async def become_primary(self) -> None:
-        """And dial the secondary. What was before it leaves its connections and TAPs. Raises ColoproxyError."""
-        old, estate = self.vm, None
-        if isinstance(old, PrimaryVm) and old.state == "unprotected" and old.dialer is None:
-            vm = old
-        else:
-            vm = self._make_primary()
-            if old is not None and not self._is_over(old):
-                estate = await self._retire(old)
-            elif old is not None:
-                await self.end()
-            try:
-                await self._take_estate(vm, estate)
-            except BaseException:
-                if estate is not None:
-                    estate.close()
-                raise
-        listens = self._setting.in_role("primary").link.secondary
-        vm.dial(Dialer(Address(True, listens.host, listens.port), self._keys, vm.endpoint()))
-        if vm is not old:
-            await self._start(vm)
-        self.unmute()
+        """The VM runs; from now on all it says is compared with the secondary's, as soon as COLO runs."""
 
     async def become_secondary(self) -> None:
-        """Fed and heard by the primary; its TAPs are closed. Raises ColoproxyError."""
-        await self.end()
-        self._table.unlink(missing_ok=True)  # of an earlier life; what is there from now on is of the takeover to come
-        pair = self._setting.in_role("secondary")
-        vm = SecondaryVm(pair, pair.vms[0], self._journal, self._failed)
-        self._listener = Listener(pair.link.secondary, self._keys, [vm.endpoint()])
-        try:
-            await self._listener.start()
-            await self._start(vm)
-        except BaseException:
-            await self.end()
-            raise
+        """Fed and heard by the primary; nothing of this VM reaches a client."""
 
-    @property
-    def is_linked(self) -> bool:
-        """A primary's path that dials a secondary, or has."""
-        return isinstance(self.vm, PrimaryVm) and self.vm.dialer is not None
+    async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
+        """The secondary's VM is made to run by itself (`run_alone`), then: open, announce, translate on. Idempotent."""
+
+    async def go_alone(self, reason: str) -> None:
+        """A primary's that has lost its secondary: release what is held, and pass. Of no effect on others."""
 
     async def forget(self) -> None:
         """The VM is dead, and with it its connections: nothing of them is for the one that is booted next."""
-        await self.end()
-        self._table.unlink(missing_ok=True)
 
-    @property
-    def knows_connections(self) -> bool:
-        """How the secondary VM's TCP connections are numbered for clients.
+    async def end(self) -> None:
+        """No data path: nothing of the VM, which is about to end, reaches a client. Idempotent."""
 
-        A path that was not there from the last checkpoint on does not, and would give clients bytes at wrong places of
-        their streams. When there is none, an earlier one may have left them in its file.
-        """
-        if isinstance(self.vm, SecondaryVm):
-            return self.vm.epochs > 0 or self.vm.state == "taken-over"
-        return self.vm is not None or self._table.exists()
+    async def let_go(self) -> None:
+        """This process ends, QEMU lives on: what the next one needs is kept. Idempotent, never raises."""
 
-    async def take_over(self, reason: str, vmm: Callable[[], Awaitable[None]]) -> None:
-        """The secondary's VM is made to run by itself (`vmm`), then: open, announce, translate on. Idempotent.
-
-        Raises ColoproxyError.
-        """
-        if isinstance(self.vm, SecondaryVm):
-            await self.vm.take_over(reason, force=True, tell_vmm=False, vmm=vmm)
-        else:  # coloproxy was away in the middle of it
-            await vmm()
-            await self.serve_alone()
-        await asyncio.to_thread(self.keep_connections)
-        if self._listener is not None:
-            listener, self._listener = self._listener, None
-            await listener.close()
-
-    async def go_alone(self, reason: str) -> None:
-        """The primary's: release what is held, and pass. Idempotent. Raises ColoproxyError."""
-        assert isinstance(self.vm, PrimaryVm)
-        await self.vm.go_alone(reason, tell_vmm=False)
-
-    # ------------------------------------------------------------------- TAPs
+    # --------------------------------------------------------------- who hears
 
     def lease(self, until_ns: int | None) -> None:
         """A primary's: nothing reaches a client from then on, CLOCK_MONOTONIC; None: no limit. Also of one to come."""
-        if until_ns == self._lease:
-            return
-        self._lease = until_ns
-        if isinstance(self.vm, PrimaryVm):
-            self.vm.path.lease(until_ns)
 
     def mute(self) -> None:
-        """Nothing of this VM reaches a client."""
-        self.muted = True
-        self._open_or_close(is_open=False)
+        """Nothing of this VM reaches a client, until a role says otherwise."""
 
-    def unmute(self) -> None:
-        self.muted = False
-        self._open_or_close(is_open=True)
+    # ------------------------------------------------------------------ status
 
-    def _open_or_close(self, *, is_open: bool) -> None:
-        if self.vm is None or (is_open and isinstance(self.vm, SecondaryVm) and self.vm.state != "taken-over"):
-            return
-        for wires in self.vm.nics:
-            if wires.is_open != is_open:
-                try:
-                    wires.set_open(is_open=is_open)
-                except DeviceError as error:  # a lost one becomes so when it is back
-                    log.warning("%s", error)
+    @property
+    def knows_connections(self) -> bool:
+        """How the secondary VM's TCP connections are numbered for clients, as of its last checkpoint."""
 
-    # -------------------------------------------------------------------- end
+    @property
+    def link_up(self) -> bool:
+        """False: there is a secondary, or a primary, to whom frames should go, and they don't."""
 
-    async def end(self) -> None:
-        """No data path: TAPs gone. Idempotent."""
-        if self._listener is not None:
-            listener, self._listener = self._listener, None
-            await listener.close()
-        vm, self.vm = self.vm, None
-        await self._stop_running()
-        if vm is not None:
-            await vm.close()
-
-    def keep_connections(self) -> None:
-        """For a coloproxy that comes after this one. An older file does no harm, so trouble is only told."""
-        try:
-            if isinstance(self.vm, PrimaryVm) or (self.vm is not None and self.vm.state == "taken-over"):
-                save_table(self._table, self.vm.hand_over())
-        except (OSError, ColoproxyError) as error:
-            log.warning("%s: connections that are translated can't be kept: %s", self._table, error)
+    def checkpoint(self, reason: str) -> str:
+        """Asks for one; the VM's name. Raises MisuseError: not a primary's, or not protected."""
 
     def status(self) -> dict[str, Any] | None:
-        """As `coloproxy ctl status` has a VM."""
-        return None if self.vm is None else self.vm.status()
+        """As `coloproxy ctl status` has a VM; None: nothing runs."""
 
-    # ----------------------------------------------------------------- inside
 
-    def _make_primary(self) -> PrimaryVm:
-        pair = self._setting.in_role("primary")
-        return PrimaryVm(pair, pair.vms[0], self._journal, self._failed)
-
-    @staticmethod
-    def _is_over(vm: PrimaryVm | SecondaryVm | None) -> bool:
-        """It has nothing to hand over: a secondary that never took over, or a path that stood down."""
-        if isinstance(vm, SecondaryVm):
-            return vm.state != "taken-over"
-        return vm is not None and vm.state == "stood-down"
-
-    def _inherit(self, vm: PrimaryVm) -> None:
-        try:
-            found = load_table(self._table)
-        except (OSError, TableError) as error:
-            log.warning("%s: connections that were translated are lost: %s", self._table, error)
-            return
-        if found is not None:
-            table, age = found
-            try:
-                vm.inherit(table, age=age)
-            except TableError as error:
-                log.warning("%s: connections that were translated are lost: %s", self._table, error)
-
-    async def _take_estate(self, vm: PrimaryVm, estate: Estate | None) -> None:
-        if estate is None:
-            self._inherit(vm)
-        else:
-            vm.inherit(estate.table)
-            vm.adopt(estate.taps)
-
-    async def _retire(self, old: PrimaryVm | SecondaryVm) -> Estate:
-        self.vm = None
-        await self._stop_running()
-        return await old.give_up()
-
-    async def _start(self, vm: PrimaryVm | SecondaryVm) -> None:
-        await vm.open()
-        if isinstance(vm, PrimaryVm):
-            vm.path.lease(self._lease)
-        self.vm = vm
-        self._running = asyncio.create_task(self._run(vm), name=f"data path of {vm.vm.name}")
-        await asyncio.sleep(0)  # it begins: devices are attached
-
-    async def _run(self, vm: PrimaryVm | SecondaryVm) -> None:
-        try:
-            await vm.run()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            log.debug("data path", exc_info=error)
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            self._failed(str(error) if isinstance(error, ColoproxyError) else repr(error))
-
-    async def _stop_running(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+FindQemu = Callable[[], Monitor | None]
+"""The VM's QEMU of the moment."""

@@ -25,7 +25,6 @@ from coloproxy.heartbeat import START_TIMEOUT, Settings, UdpPath
 from coloproxy.pair import Pair, Role
 from coloproxy.pair.config import load_both
 from coloproxy.pair.node_model import Node
-from coloproxy.pair.qemu import qemu_arguments
 from coloproxy.path.tls import read_psk
 
 from .facts import Host, other
@@ -130,13 +129,9 @@ class Setting:
             return CommandArbiter(CommandOptions(tuple(given.command))), False
         return PolicyArbiter(given.on_partition), False
 
-    def machine(self, acceleration: vmm.Acceleration) -> vmm.Machine:
-        """Raises MisuseError: a NIC that QEMU can't have."""
-        qemu, pair = self.node.qemu, self.in_role("primary")
-        nics = qemu_arguments(pair, pair.vms[0], "tap")
-        while "-qmp" in nics:  # the monitors are in the template already
-            at = nics.index("-qmp")
-            del nics[at : at + 2]
+    def machine(self, acceleration: vmm.Acceleration, nics: Sequence[str]) -> vmm.Machine:
+        """nics: of the attach, on QEMU's command line."""
+        qemu = self.node.qemu
         overlays = self.overlays
         disks = [
             vmm.Disk(
@@ -149,7 +144,7 @@ class Setting:
             for index, disk in enumerate(self.node.disks)
         ]
         return vmm.Machine(
-            pair.vms[0].name,
+            self.pair.vms[0].name,
             acceleration,
             binary=qemu.binary,
             options=qemu.options,

@@ -114,8 +114,9 @@ class Work:
         if self._acceleration is None:
             wanted = self._setting.node.qemu.acceleration
             self._acceleration = await asyncio.to_thread(vmm.choose_acceleration, wanted)
-        machine = self._setting.machine(self._acceleration)
+        machine = self._setting.machine(self._acceleration, self._plane.qemu_arguments(role))
         argv = vmm.command_line(machine, self._state.files, role)
+        await self._plane.before_launch()
         await asyncio.to_thread(self._kept.note, secondary=role == "secondary")
         try:
             qemu = await QemuProcess.launch(
@@ -204,12 +205,7 @@ class Work:
         if disks:
             await disk_primary.yank(qemu, disks)
         await yank_migration(qemu)
-        if (
-            self._plane.vm is not None
-            and self._plane.vm.state in ("protected", "unprotected")
-            and self._plane.is_linked
-        ):
-            await self._plane.go_alone(reason)
+        await self._plane.go_alone(reason)
         with contextlib.suppress(QmpError):  # it is not in COLO any more, or never was
             await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
         with contextlib.suppress(QmpError):

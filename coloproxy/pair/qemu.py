@@ -40,10 +40,16 @@ def qemu_arguments(pair: Pair, vm: Vm, attach: Attach = "tap", *, vnet_hdr: bool
     if vm.qmp is not None:
         made += ["-qmp", f"{_qmp(vm.qmp)},server=on,wait=off"]
     if attach == "tap":
-        for index, nic in enumerate(vm.nics):
-            made += ["-netdev", _backend(vm, nic, f"hn{index}"), "-device", _device(vm, nic, f"hn{index}")]
-        return made
+        return [*made, *network_arguments(pair, vm)]
     return [*made, *_filters(pair, vm, vnet_hdr=vnet_hdr)]
+
+
+def network_arguments(pair: Pair, vm: Vm) -> list[str]:
+    """The network alone, TAP attach. Raises MisuseError as qemu_arguments()."""
+    made: list[str] = []
+    for index, nic in enumerate(vm.nics):
+        made += ["-netdev", _backend(vm, nic, f"hn{index}"), "-device", _device(vm, nic, f"hn{index}")]
+    return made
 
 
 def compare_arguments(pair: Pair, vm: Vm, *, vnet_hdr: bool = False) -> list[str]:
