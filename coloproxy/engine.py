@@ -39,6 +39,7 @@ from coloproxy.rules import NO_RULES
 __all__ = ["Engine", "EngineCounters"]
 
 _BATCH = 64
+_FOR_EVER = 2**63 - 1
 
 _Three = tuple[int, int, int]
 
@@ -58,6 +59,7 @@ class EngineCounters:
         slabs: receive slabs in use now.
         out_bytes: released bytes that wait for outdev now.
         gate_closed: how often frames waited for the control plane to deal with QMP messages.
+        lease_waits: how often released frames waited because the lease was over.
         events_lost: divergences and limits that found the event ring full (no other event is ever lost).
         recorded, recorded_bytes: packets that the recording has, and bytes of its files.
         record_lost: frames, ACKs and marks that are missing in it: the disk was too slow, or failed.
@@ -80,6 +82,7 @@ class EngineCounters:
     slabs: int
     out_bytes: int
     gate_closed: int
+    lease_waits: int
     events_lost: int
     recorded: int
     recorded_bytes: int
@@ -302,6 +305,7 @@ class Engine:
             slabs=n.slabs,
             out_bytes=n.out_bytes,
             gate_closed=n.gate_closed,
+            lease_waits=n.lease_waits,
             events_lost=n.events_lost,
             recorded=n.recorded,
             recorded_bytes=n.recorded_bytes,
@@ -396,3 +400,15 @@ class Engine:
     def alone(self) -> None:
         """There is no secondary: releases all that is held, and all to come at once. Raises as ``checkpoint_stop``."""
         check(lib.colo_engine_alone(self._handle), "Engine.alone")
+
+    # ----------------------------------------------------------- lease
+
+    def lease(self, until_ns: int | None) -> None:
+        """Nothing is written to outdev from then on, CLOCK_MONOTONIC; None, as in the beginning: no limit.
+
+        What is released then waits, and goes out under a later lease. It holds at once, before all queued commands.
+
+        Raises:
+            MisuseError: the engine is closed.
+        """
+        check(lib.colo_engine_lease(self._handle, _FOR_EVER if until_ns is None else until_ns), "Engine.lease")

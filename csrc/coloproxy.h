@@ -502,6 +502,7 @@ struct colo_engine_counters {
     uint64_t slabs;              /* in use now */
     uint64_t out_bytes;          /* released and waiting for outdev now */
     uint64_t gate_closed;        /* how often frames waited for the control plane to read QMP */
+    uint64_t lease_waits;        /* how often released frames waited because the lease was over */
     uint64_t events_lost;
     uint64_t recorded;           /* packets written to the recording's files */
     uint64_t recorded_bytes;
@@ -550,6 +551,12 @@ int colo_engine_checkpoint_stop(colo_engine *e);
 int colo_engine_checkpoint_commit(colo_engine *e, int64_t resumed);
 int colo_engine_checkpoint_abort(colo_engine *e);
 int colo_engine_alone(colo_engine *e);
+
+/*
+ * Nothing is written to outdev from `until` on (CLOCK_MONOTONIC ns; INT64_MAX, as in the beginning: no limit). What is
+ * released then waits, and goes out under a later lease. At once, past all queued commands; also before start.
+ */
+int colo_engine_lease(colo_engine *e, int64_t until);
 
 /* A consistent snapshot of the last wake-up. */
 void colo_engine_counters(colo_engine *e, struct colo_engine_counters *out);

@@ -56,6 +56,13 @@ static bool merge(struct colo_command_queue *q, const struct colo_command *c)
     return true;
 }
 
+void colo_command_wake(struct colo_command_queue *q)
+{
+    uint64_t one = 1;
+    ssize_t n = write(q->fd, &one, sizeof one); /* fails only while the count is at its end, and so readable */
+    (void)n;
+}
+
 int colo_command_push(struct colo_command_queue *q, const struct colo_command *command)
 {
     uint32_t places = command->kind == COLO_COMMAND_END ? PLACES : COLO_COMMAND_MAX;
@@ -71,11 +78,8 @@ int colo_command_push(struct colo_command_queue *q, const struct colo_command *c
         else
             error = COLO_ERR_LIMIT;
     }
-    if (!error) {
-        uint64_t one = 1;
-        ssize_t n = write(q->fd, &one, sizeof one); /* fails only while the count is at its end, and so readable */
-        (void)n;
-    }
+    if (!error)
+        colo_command_wake(q);
     pthread_mutex_unlock(&q->lock);
     return error;
 }

@@ -53,6 +53,8 @@ void colo_command_fini(struct colo_command_queue *q);
  * the caller's. END always finds room.
  */
 int colo_command_push(struct colo_command_queue *q, const struct colo_command *command);
+/* Makes the thread turn once, without a command. */
+void colo_command_wake(struct colo_command_queue *q);
 bool colo_command_pop(struct colo_command_queue *q, struct colo_command *out);
 /* Nobody will pop any more: from now on nothing is accepted. */
 void colo_command_close(struct colo_command_queue *q);

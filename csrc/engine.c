@@ -302,6 +302,13 @@ int colo_engine_alone(colo_engine *e)
     return command(e, (struct colo_command){.kind = COLO_COMMAND_ALONE}, false);
 }
 
+int colo_engine_lease(colo_engine *e, int64_t until)
+{
+    atomic_store(&e->loop.judge.outlet.lease, until);
+    colo_command_wake(&e->commands); /* what waits may go now */
+    return 0;
+}
+
 /* ----------------------------------------------------------------- reports */
 
 int colo_engine_event_fd(const colo_engine *e)

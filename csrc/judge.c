@@ -3,21 +3,12 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <time.h>
 
 enum {
     ACTIONS = 256,
     EVENTS = 8,
     DRAIN_READS = 256, /* at most, of one input at one stop: 128 MiB, more than sockets hold */
 };
-
-int64_t colo_clock_now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 int colo_judge_init(struct colo_judge *j, const struct colo_engine_config *config, struct colo_report *report)
 {

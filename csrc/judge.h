@@ -24,6 +24,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "clock.h"
 #include "coloproxy.h"
 #include "input.h"
 #include "outlet.h"
@@ -81,7 +82,5 @@ void colo_judge_abort(struct colo_judge *j);
 void colo_judge_alone(struct colo_judge *j);
 /* The last call: what is still held or waits goes to the recording, and nowhere else. */
 void colo_judge_end_recording(struct colo_judge *j);
-
-int64_t colo_clock_now(void);
 
 #endif

@@ -267,7 +267,8 @@ static void arm_input(struct colo_loop *l, int side)
 static void arm(struct colo_loop *l)
 {
     const struct colo_outlet *out = &l->judge.outlet;
-    bool blocked = out->fd >= 0 && out->queue.bytes;
+    bool held = colo_outlet_is_held(out); /* then a writable socket is no reason to wake up */
+    bool blocked = out->fd >= 0 && out->queue.bytes && !held;
     bool at_gate = !colo_gate_is_open(&l->gate) &&
                    (colo_input_waits(&l->judge.inputs[0]) || colo_input_waits(&l->judge.inputs[1]));
 
@@ -284,6 +285,9 @@ static void arm(struct colo_loop *l)
     if (at_gate && !l->frames_at_gate)
         l->counters.gate_closed++;
     l->frames_at_gate = at_gate;
+    if (held && !l->held)
+        l->counters.lease_waits++;
+    l->held = held;
 }
 
 static void publish_recording(struct colo_loop *l)

@@ -48,6 +48,7 @@ struct colo_loop {
     uint64_t gate_generation;
     bool paused[COLO_PORT_COUNT];     /* by back-pressure, after the last wake-up */
     bool frames_at_gate;              /* waited, after the last wake-up */
+    bool held;                        /* frames waited for a lease, after the last wake-up */
     bool ending;
     int64_t end_by;
     struct colo_engine_counters counters;

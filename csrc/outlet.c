@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "framing.h"
 #include "load.h"
 
@@ -24,6 +25,7 @@ int colo_outlet_init(struct colo_outlet *o, struct colo_slab_pool *pool, const s
     uint64_t most = (config->max_out_bytes + (uint64_t)config->comparator.max_flows * 256) / OWN_SLAB * 2 + 1024;
 
     *o = (struct colo_outlet){.fd = -1, .vnet_hdr = config->vnet_hdr, .max_bytes = config->max_out_bytes, .pool = pool};
+    atomic_init(&o->lease, INT64_MAX);
     colo_outq_init(&o->queue, o->vnet_hdr);
     return colo_slab_pool_init(&o->own_pool, OWN_SLAB, most < 1 << 20 ? (uint32_t)most : 1 << 20);
 }
@@ -103,9 +105,16 @@ int colo_outlet_emit(struct colo_outlet *o, const struct colo_action *action)
     return error;
 }
 
+bool colo_outlet_is_held(const struct colo_outlet *o)
+{
+    int64_t lease = atomic_load(&o->lease);
+
+    return o->queue.bytes && lease != INT64_MAX && colo_clock_now() >= lease;
+}
+
 int colo_outlet_flush(struct colo_outlet *o)
 {
-    if (o->fd < 0 || !o->queue.bytes)
+    if (o->fd < 0 || !o->queue.bytes || colo_outlet_is_held(o))
         return 0;
     return colo_outq_flush(&o->queue, o->fd, &o->written);
 }

@@ -315,6 +315,24 @@ def test_outdev_comes_late() -> None:
         writer.join(PATIENCE)
 
 
+def test_past_its_lease_nothing_leaves_and_nothing_is_lost() -> None:
+    one, two = framed(experimental(b"one")), framed(experimental(b"two"))
+    with rig() as r:
+        r.engine.lease(time.monotonic_ns())
+        r.send(Port.PRIMARY_IN, one)
+        counters = r.until(lambda n: n.lease_waits == 1)
+        assert counters.out_bytes == len(one) and r.silent()
+        r.engine.lease(time.monotonic_ns() + FOREVER)
+        r.expect(one)
+        r.engine.lease(0)
+        r.send(Port.PRIMARY_IN, two)
+        assert r.until(lambda n: n.lease_waits == 2).out_bytes == len(two)
+        r.engine.lease(None)
+        r.expect(two)
+    with pytest.raises(MisuseError, match="closed"):
+        r.engine.lease(None)
+
+
 def test_slabs_run_out_and_a_commit_makes_room() -> None:
     with rig(max_slabs=8, slab_size=128 * 1024) as r:
         r.protect()

@@ -260,6 +260,7 @@ _ENGINE: Final = (
         (),
         {
             "gate_closed": ("engine_gate_closed", "Frames waited for a QMP message to be dealt with."),
+            "lease_waits": ("engine_lease_waits", "Released frames waited: the node's lease was over."),
             "wakeups": ("engine_wakeups", "Turns of the comparator's thread."),
             "events_lost": ("engine_events_lost", "Events that found no room."),
             "recorded": ("recorded_packets", "Packets in the recording."),

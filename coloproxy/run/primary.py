@@ -503,6 +503,7 @@ class PrimaryVm(RunningVm):
                 "out_bytes": engine.out_bytes,
                 "pauses": {str(port): engine.pauses[port] for port in Port},
                 "gate_closed": engine.gate_closed,
+                "lease_waits": engine.lease_waits,
                 "wakeups": engine.wakeups,
                 "events_lost": engine.events_lost,
                 "recorded": engine.recorded,

@@ -52,6 +52,61 @@ static void test_protected_compares(void)
     rig_end(&r);
 }
 
+/* Past the lease what is released waits, and the thread sleeps; a later one lets it go, whole and in order. */
+static void test_lease(void)
+{
+    struct rig r;
+    uint64_t wakeups;
+
+    rig_init(&r);
+    rig_create(&r);
+    CHECK_EQ(colo_engine_lease(r.engine, 1), 0); /* before its start, too */
+    for (int port = 0; port < COLO_PORT_COUNT; port++)
+        rig_attach(&r, port);
+    CHECK_EQ(colo_engine_start(r.engine), 0);
+    UNTIL(&r, n.connected[OUT]);
+    rig_send(&r, P, 1, 100);
+    UNTIL(&r, n.lease_waits == 1 && n.out_bytes == 104);
+    wakeups = rig_counters(&r).wakeups;
+    rig_silent(&r);
+    CHECK_EQ(rig_counters(&r).wakeups, wakeups);
+    rig_send(&r, P, 2, 200);
+    UNTIL(&r, n.out_bytes == 308);
+    CHECK_EQ(rig_counters(&r).lease_waits, 1);
+    CHECK_EQ(colo_engine_lease(r.engine, rig_now() + (int64_t)3600 * 1000000000), 0);
+    rig_expect(&r, 1, 100);
+    rig_expect(&r, 2, 200);
+    rig_send(&r, P, 3, 100);
+    rig_expect(&r, 3, 100);
+    CHECK_EQ(colo_engine_lease(r.engine, rig_now()), 0); /* revoked */
+    rig_send(&r, P, 4, 100);
+    UNTIL(&r, n.lease_waits == 2);
+    rig_silent(&r);
+    CHECK_EQ(colo_engine_lease(r.engine, INT64_MAX), 0);
+    rig_expect(&r, 4, 100);
+    rig_end(&r);
+}
+
+/* It ends by itself: a frame that comes after its time waits, with nobody calling. */
+static void test_lease_runs_out(void)
+{
+    struct rig r;
+    int64_t until;
+
+    rig_init(&r);
+    rig_start(&r);
+    until = rig_now() + 5000000;
+    CHECK_EQ(colo_engine_lease(r.engine, until), 0);
+    while (rig_now() < until)
+        poll(NULL, 0, 1);
+    rig_send(&r, P, 1, 100);
+    UNTIL(&r, n.lease_waits == 1);
+    rig_silent(&r);
+    /* A limit to what waits is the one of any outdev that takes nothing: the primary is not read any more. */
+    CHECK_EQ(rig_counters(&r).bytes_written[OUT], 0);
+    rig_end(&r);
+}
+
 static void test_timeout_wants_checkpoint(void)
 {
     struct rig r;
@@ -597,7 +652,8 @@ static void test_no_descriptor_leaks(void)
     CHECK_EQ(rig_open_fds(), before);
 }
 
-CHECK_MAIN(TEST(test_alone_passes), TEST(test_protected_compares), TEST(test_timeout_wants_checkpoint),
+CHECK_MAIN(TEST(test_alone_passes), TEST(test_protected_compares), TEST(test_lease), TEST(test_lease_runs_out),
+           TEST(test_timeout_wants_checkpoint),
            TEST(test_everything_arrives), TEST(test_peer_breaks_framing), TEST(test_peer_closes),
            TEST(test_held_frames_outlive_peers), TEST(test_detach_then_attach), TEST(test_outdev_chatter_is_ignored),
            TEST(test_waits_for_outdev), TEST(test_outdev_lost_mid_frame), TEST(test_slabs_run_out),
