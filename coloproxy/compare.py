@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`coloproxy compare`: the service that stands in the place of QEMU's `-object colo-compare`.
 
-It gives the engine its sockets, takes the engine's events, lets a guide (QMP, or Xen's messages) end the epochs, and
-tells what happens: log lines, --json-events, --stats-interval.
+The comparator itself is in comparing.py; here are its life as a process and what it tells: log lines, --json-events,
+--stats-interval.
 """
 
 from __future__ import annotations
@@ -12,26 +12,15 @@ import contextlib
 import dataclasses
 import logging
 import signal
-import socket
 import time
-from collections.abc import Coroutine, Mapping
-from typing import Any
 
-from . import redirector
-from .address import PeerSource
-from .checkpoint_pacer import Pacer, activity_of
-from .command_guide import CommandGuide
-from .engine import Engine
-from .engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
-from .errors import ColoproxyError, LimitError, MisuseError, NativeError
-from .guide import Guide, PlainGuide, QmpGuide
+from .comparing import Comparing
+from .errors import ColoproxyError
 from .journal import Journal
 from .lines import LineWriter
-from .notify import NotifyPort
 from .options import CompareOptions
 from .reports import Report
 from .stats import Snapshot, Stats
-from .voice import Voice
 
 log = logging.getLogger(__name__)
 
@@ -45,115 +34,47 @@ class Compare:
         options.check()
         self._options = options
         self._journal = Journal(options.json_events)
-        self._voice = Voice(self._journal, options.rules, options.record, options.record_ring)
         self._stdout: LineWriter | None = None
-        if options.stats_interval_s is not None:
-            self._stdout = LineWriter(2 if options.json_events == "-" else 1, "coloproxy-stats")
-        self._sources = {
-            Port.PRIMARY_IN: PeerSource(options.primary_in, "--primary-in"),
-            Port.SECONDARY_IN: PeerSource(options.secondary_in, "--secondary-in"),
-            Port.OUTDEV: PeerSource(options.outdev, "--outdev"),
-        }
-        self._engine = options.engine()
-        self._done = Snapshot()  # of engines before this one
-        self._lost: dict[Port, asyncio.Event] = {}
-        self._peers: list[asyncio.Task[None]] = []
-        self._out_peer: redirector.Peer | None = None
-        self._reviving: asyncio.Task[None] | None = None
-        self._primary_lost = False
         self._failure: str | None = None
         self._stop = asyncio.Event()
-        self._notify: NotifyPort | None = None
-        self._notify_source: PeerSource | None = None
-        self._guide, self._qmp_guide = self._make_guide()
-        self._pacer = Pacer(
-            options.policy, lambda: activity_of(self._engine.counters()), lambda cause: self._guide.want(cause)
-        )
-
-    def _make_guide(self) -> tuple[Guide, QmpGuide | None]:
-        options = self._options
-        if options.qmp is not None:
-            guide = QmpGuide(options.qmp, options.timing, self._tell, self._revive)
-            return guide, guide
-        if options.checkpoint_command is not None:
-            return CommandGuide(options.checkpoint_command, self._tell), None
-        ask = None
-        if options.notify_dev is not None:
-            self._notify_source = PeerSource(options.notify_dev, "--notify-dev")
-            self._notify = NotifyPort(self._notify_source, lambda: plain.commit(), vnet_hdr=options.vnet_hdr_support)
-            ask = self._notify.ask
-        plain = PlainGuide(self._tell, ask, options.expired_scan_cycle_ms / 1000)
-        return plain, None
-
-    # ------------------------------------------------------------------ life
+        self._comparing = Comparing(options, self._journal, self._tell, self._fail)
+        if options.stats_interval_s is not None:
+            self._stdout = LineWriter(2 if options.json_events == "-" else 1, "coloproxy-stats")
 
     async def run(self) -> int:
         """Until SIGINT or SIGTERM (0), or something failed for good (1). Raises AddressError at the start."""
         loop = asyncio.get_running_loop()
-        tasks: list[asyncio.Task[None]] = []
+        printing: asyncio.Task[None] | None = None
         stats = Stats(time.monotonic_ns(), Snapshot())
         try:
-            await self._open()
+            await self._comparing.open()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._stop.set)
-            self._journal.write("started", {"addresses": {str(p): str(s.address) for p, s in self._sources.items()}})
-            self._start_engine()
-            tasks.append(self._spawn(self._guide.run(), "guide"))
-            if self._notify is not None:
-                tasks.append(self._spawn(self._notify.run(), "notify_dev"))
+            self._journal.write("started", {"addresses": self._comparing.addresses()})
+            self._comparing.start()
             if self._options.stats_interval_s is not None:
-                tasks.append(self._spawn(self._print_stats(stats, self._options.stats_interval_s), "statistics"))
+                printing = loop.create_task(self._print_stats(stats, self._options.stats_interval_s))
+                printing.add_done_callback(self._stats_ended)
             await self._stop.wait()
             log.info("stopping")
         finally:
-            await self._end(tasks, stats)
+            await self._end(printing, stats)
         return CLEAN if self._failure is None else FAILED
 
-    async def _open(self) -> None:
-        sources = [*self._sources.values()]
-        if self._notify_source is not None:
-            sources.append(self._notify_source)
-        for source in sources:
-            await source.open()
-            for where in source.bound():
-                log.info("%s: listening on %s", source.option.removeprefix("--").replace("-", "_"), where)
-        if self._options.checkpoint_command is not None:
-            log.info("checkpoints by %s", " ".join(self._options.checkpoint_command.command))
-        elif self._options.qmp is None:
-            what = "checkpoints are up to notify_dev" if self._notify is not None else "no checkpoint can be asked for"
-            log.warning("no --qmp: %s; comparing begins when the secondary connects", what)
-
-    async def _end(self, tasks: list[asyncio.Task[None]], stats: Stats) -> None:
-        self._pacer.rest()
-        for task in [*tasks, *self._peers, *([self._reviving] if self._reviving is not None else [])]:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):  # told by _spawn
-                await task
+    async def _end(self, printing: asyncio.Task[None] | None, stats: Stats) -> None:
+        if printing is not None:
+            printing.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # told by _stats_ended
+                await printing
+        await self._comparing.stop(self._options.linger_s)
         with contextlib.suppress(ColoproxyError):
-            await asyncio.to_thread(self._engine.stop, self._options.linger_s)
-            self._drain_events()
-            self._tell_recording()
-            self._print(stats.total(time.monotonic_ns(), self._snapshot()))
-            self._journal.write("stopped", {"failure": self._failure, "totals": dataclasses.asdict(self._snapshot())})
-        asyncio.get_running_loop().remove_reader(self._engine.event_fd)
-        self._engine.close()
-        for source in [*self._sources.values(), *([self._notify_source] if self._notify_source is not None else [])]:
-            source.close()
+            totals = self._comparing.snapshot()
+            self._print(stats.total(time.monotonic_ns(), totals))
+            self._journal.write("stopped", {"failure": self._failure, "totals": dataclasses.asdict(totals)})
+        self._comparing.close()
         self._journal.close()
         if self._stdout is not None:
             self._stdout.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task whose failure ends the service."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.debug("%s", name, exc_info=error)
-                self._fail(f"{name}: {error}" if isinstance(error, ColoproxyError) else f"{name}: {error!r}")
-
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        task.add_done_callback(ended)
-        return task
 
     def _fail(self, reason: str) -> None:
         if self._failure is None:
@@ -161,146 +82,11 @@ class Compare:
             log.error("%s", reason)
         self._stop.set()
 
-    # ---------------------------------------------------------------- engine
-
-    def _start_engine(self) -> None:
-        engine = self._engine
-        self._lost = {port: asyncio.Event() for port in Port}
-        asyncio.get_running_loop().add_reader(engine.event_fd, self._drain_events)
-        self._guide.begin(engine)
-        engine.start()
-        self._peers = [self._spawn(self._serve(engine, port), str(port)) for port in Port]
-
-    def _replace_engine(self) -> None:
-        """The primary's QEMU has died: what it said and what was held of it must never reach a client (R1)."""
-        self._primary_lost = False
-        self._pacer.rest()
-        held = self._engine.counters().comparator.held_frames[0]
-        text = f"the primary is gone: {held} held frames of it are void; waiting for the next primary"
-        log.warning("%s", text)
-        self._journal.write("primary-gone", {"held_frames": held})
-        for task in self._peers:
-            task.cancel()
-        asyncio.get_running_loop().remove_reader(self._engine.event_fd)
-        self._engine.stop(0)
-        for event in self._engine.events():
-            self._voice.tell(event)
-        self._done = self._snapshot()
-        self._tell_recording()
-        self._engine.close()
-        try:
-            self._engine = self._options.engine(again=True)
-        except MisuseError as error:  # the disk is no reason to leave a primary without its proxy
-            log.log(logging.ERROR, "%s; not recorded from here on", error)
-            self._options = dataclasses.replace(self._options, record=None, record_ring=None)
-            self._engine = self._options.engine()
-        self._out_peer = None
-        self._start_engine()
-
-    def _tell_recording(self) -> None:
-        """The engine has been stopped: what its recording has, and what it lacks."""
-        if self._options.record is None:
-            return
-        n = self._engine.counters()
-        fields = {
-            "path": str(self._options.record.path), "files": n.record_files, "packets": n.recorded,
-            "bytes": n.recorded_bytes, "lost": n.record_lost,
-        }  # fmt: skip
-        log.log(
-            logging.WARNING if n.record_lost else logging.INFO,
-            "recording %(path)s: %(packets)d packets in %(files)d files; %(lost)d could not be recorded",
-            fields,
-        )
-        self._journal.write("recorded", fields)
-
-    def _snapshot(self) -> Snapshot:
-        return self._done + Snapshot.of(self._engine.counters())
-
-    def _drain_events(self) -> None:
-        engine = self._engine
-        for event in engine.events():
-            self._on_engine(event)
-            if engine is not self._engine:
-                return
-
-    def _on_engine(self, event: EngineEvent) -> None:
-        self._voice.tell(event)
-        match event:
-            case PeerAttached(port=Port.PRIMARY_IN):
-                self._primary_lost = False
-            case PeerLost():
-                self._lost[event.port].set()
-                if event.port is Port.OUTDEV:
-                    self._out_peer = None
-                if event.port is Port.PRIMARY_IN:
-                    self._primary_lost = True
-            case EngineFailed():
-                self._fail(event.reason)
-            case _:
-                pass
-        self._guide.on_engine(event)
-        if isinstance(event, PeerAttached) and event.port is Port.OUTDEV:
-            self._revive()
-        self._look_after_primary()
-
-    def _look_after_primary(self) -> None:
-        if self._primary_lost and not self._stop.is_set() and self._guide.primary_is_gone():
-            self._replace_engine()
-
-    # ----------------------------------------------------------------- peers
-
-    async def _serve(self, engine: Engine, port: Port) -> None:
-        """One peer after the other."""
-        source, lost = self._sources[port], self._lost[port]
-        while True:
-            sock = await source.next()
-            peer = _peer_of(sock)
-            lost.clear()
-            try:
-                engine.attach(port, sock)
-            except (MisuseError, LimitError, NativeError) as error:
-                sock.close()
-                log.warning("%s", error)
-                await asyncio.sleep(0.1)
-                continue
-            if port is Port.OUTDEV:
-                self._out_peer = peer
-            await lost.wait()
-
-    def _revive(self) -> None:
-        """outdev has a peer, or QMP is there: when both are, see that the redirector behind outdev listens."""
-        if self._qmp_guide is None or not self._qmp_guide.link.connected:
-            return
-        if self._options.out_redirector == "none" or self._out_peer is None:
-            return
-        if self._reviving is not None and not self._reviving.done():
-            self._reviving.cancel()
-        self._reviving = asyncio.get_running_loop().create_task(self._revive_now(self._qmp_guide, self._out_peer))
-
-    async def _revive_now(self, guide: QmpGuide, peer: redirector.Peer) -> None:
-        named = self._options.out_redirector
-
-        async def execute(name: str, arguments: Mapping[str, object]) -> object:
-            return await guide.link.execute(name, arguments or None)
-
-        try:
-            revived = await redirector.revive(execute, peer, None if named == "auto" else named)
-        except ColoproxyError as error:
-            log.warning("outdev: can't see to QEMU's redirector: %s", error)
-            self._journal.write("trouble", {"text": str(error)})
-            return
-        if revived is not None:
-            log.info("outdev: QEMU's redirector %s had gone deaf, it was made anew", revived)
-            self._journal.write("redirector-revived", {"id": revived})
-
     # --------------------------------------------------------------- telling
 
     def _tell(self, report: Report) -> None:
         log.log(report.level, "%s", report)
         self._journal.report(report)
-        self._pacer.on_report(report)
-        # QMP lost: the primary's socket may have been lost before
-        asyncio.get_running_loop().call_soon(self._look_after_primary)
 
     async def _print_stats(self, stats: Stats, interval_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -308,21 +94,15 @@ class Compare:
         while True:
             due += interval_s
             await asyncio.sleep(due - loop.time())
-            now = self._snapshot()
+            now = self._comparing.snapshot()
             self._print(stats.interval(time.monotonic_ns(), now))
             self._journal.write("stats", dataclasses.asdict(now))
+
+    def _stats_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(f"statistics: {error!r}")
 
     def _print(self, lines: list[str]) -> None:
         if self._stdout is not None:
             for line in lines:
                 self._stdout.put(line)
-
-
-def _peer_of(sock: socket.socket) -> redirector.Peer:
-    """Both ends of a connected socket, as query-chardev names them."""
-    with contextlib.suppress(OSError):
-        local, remote = sock.getsockname(), sock.getpeername()
-        if sock.family == socket.AF_UNIX:
-            return redirector.Peer(path=str(local or remote))
-        return redirector.Peer(local=(local[0], local[1]), remote=(remote[0], remote[1]))
-    return redirector.Peer()
