@@ -15,8 +15,10 @@ from collections.abc import Sequence
 
 from coloproxy.errors import DiskError
 
-from .graph import POLL_S, Blocks
+from .graph import Blocks
 from .model import Disk, Kind, Monitor, Peer
+
+COMMIT_POLL_S = 0.005  # what the guest writes before it is noted may be lost with the host
 
 
 async def prepare(monitor: Monitor, disks: Sequence[Disk], listen: Peer) -> None:
@@ -57,7 +59,7 @@ async def wait_commit(monitor: Monitor, disks: Sequence[Disk], deadline_s: float
     try:
         async with asyncio.timeout(deadline_s):
             while not await commit_done(monitor, disks):  # noqa: ASYNC110 (QEMU has no event for it)
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(COMMIT_POLL_S)
     except TimeoutError as error:
         raise DiskError(Kind.DEADLINE, f"the overlays aren't committed after {deadline_s:g} s") from error
 

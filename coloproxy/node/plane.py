@@ -48,7 +48,8 @@ class Plane(Protocol):
         """Fed and heard by the primary; nothing of this VM reaches a client."""
 
     async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
-        """The secondary's VM is made to run by itself (`run_alone`), then: open, announce, translate on. Idempotent."""
+        """The secondary's VM is made to run by itself (`run_alone`); its connections are kept; open, announce, translate
+        on. Idempotent."""
 
     async def go_alone(self, reason: str) -> None:
         """A primary's that has lost its secondary: release what is held, and pass. Of no effect on others."""

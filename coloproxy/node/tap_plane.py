@@ -113,15 +113,24 @@ class TapPlane:
         """
         if isinstance(self.vm, SecondaryVm):
             return self.vm.epochs > 0 or self.vm.state == "taken-over"
-        return self.vm is not None or self._table.exists()
+        if self.vm is not None:
+            return True
+        try:
+            return load_table(self._table) is not None
+        except (OSError, TableError) as error:
+            log.warning("%s: %s", self._table, error)
+            return False
 
     async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
         if isinstance(self.vm, SecondaryVm):
-            await self.vm.take_over(reason, force=True, tell_vmm=False, vmm=run_alone)
-        else:  # coloproxy was away in the middle of it
+
+            async def keep() -> None:
+                await asyncio.to_thread(self._keep_connections)
+
+            await self.vm.take_over(reason, force=True, tell_vmm=False, vmm=run_alone, keep=keep)
+        else:  # coloproxy was away in the middle of it, and has left them in the file
             await run_alone()
             await self.serve_alone()
-        await asyncio.to_thread(self._keep_connections)
         if self._listener is not None:
             listener, self._listener = self._listener, None
             await listener.close()

@@ -18,7 +18,7 @@ from typing import Final, Literal
 from coloproxy import disks as replication
 from coloproxy import vmm
 from coloproxy.checkpoint_actions import ON_DEMAND_ONLY
-from coloproxy.disks import images, recover, resync
+from coloproxy.disks import Kind, images, recover, resync
 from coloproxy.disks import primary as disk_primary
 from coloproxy.disks import record as disk_record
 from coloproxy.disks import secondary as disk_secondary
@@ -37,8 +37,10 @@ STEP_S: Final = 5.0
 OLD_NEWS_S: Final = 1.2
 CONNECT_S: Final = 1.0
 COMMIT_S: Final = 600.0
+EARLY_COMMIT_S: Final = 0.3  # before a client hears the guest
 RUNS_S: Final = 5.0
-_POLL_S: Final = 0.02
+RESUMES_S: Final = 1.0
+_POLL_S: Final = 0.005
 _MAX_BANDWIDTH: Final = 4 << 30  # bytes/s
 _CAPABILITIES: Final = [{"capability": name, "state": True} for name in ("x-colo", "events")]
 _MIGRATION: Final = {"type": "migration"}
@@ -174,30 +176,80 @@ class Work:
         await self._until_running(qemu)
 
     async def _take_over(self, qemu: QemuProcess, generation: int, reason: str) -> None:
-        """docs/disks.md has the order; QEMU.md's measurements the reasons."""
-        disks, overlays = self._disks(), self._setting.overlays
-        await asyncio.to_thread(disk_record.begin_takeover, overlays, generation)
+        """docs/disks.md has the order; QEMU.md's measurements the reasons.
+
+        An earlier coloproxy may have died at any line of it, and QEMU gone on. Each line can be done again; which were
+        done already QEMU is asked, not the files.
+        """
+        disks = self._disks()
+        await yank_migration(qemu)
+        await self._begin_takeover(qemu, disks, generation)
         if not self._plane.knows_connections:
             log.warning("how clients' connections are numbered is not known since coloproxy was away: the VM is booted")
-            await qemu.quit()
-            await self.gone()
-            await self._start_owner()
+            await self._boot_from_disk(qemu, disks)
             return
 
         async def run_alone() -> None:
-            await yank_migration(qemu)
-            await disk_secondary.reset(qemu)
-            with contextlib.suppress(QmpError):  # it was told before: we have been here
-                await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
-            await self._until_running(qemu)
+            await self._tell_takeover(qemu, disks)
+            # The guest may be heard already when this takes longer; mostly it doesn't.
+            await self._end_takeover(qemu, disks, EARLY_COMMIT_S)
 
         await self._plane.take_over(reason, run_alone)
-        if disks:
-            await disk_secondary.wait_commit(qemu, disks, COMMIT_S)
-        await asyncio.to_thread(disk_record.end_takeover, overlays)
+        if not await self._end_takeover(qemu, disks, COMMIT_S):
+            raise DiskError(Kind.DEADLINE, f"the overlays aren't committed after {COMMIT_S:g} s")
         if disks:
             await disk_secondary.clean_up(qemu, disks)
         await asyncio.to_thread(self._kept.note, secondary=False)
+
+    async def _boot_from_disk(self, qemu: QemuProcess, disks: Sequence[replication.Disk]) -> None:
+        """What the VM has on its disk, for a new one.
+
+        QEMU is brought to the end of the takeover even so. It may have been told before, have committed, and have
+        written newer blocks into the image: then the overlays are old, and must not be written over them.
+        """
+        await self._plane.forget()  # and nothing that QEMU says now makes it known again
+        try:
+            await self._tell_takeover(qemu, disks)
+            await self._end_takeover(qemu, disks, COMMIT_S)
+        except (QmpError, VmmError, DiskError) as error:  # what the overlays hold counts: it is committed without QEMU
+            log.warning("the takeover could not be brought to its end: %s", error)
+        await qemu.quit()
+        await self.gone()
+        await self._start_owner()
+
+    async def _begin_takeover(self, qemu: QemuProcess, disks: Sequence[replication.Disk], generation: int) -> None:
+        overlays = self._setting.overlays
+        if disks and await disk_secondary.commit_done(qemu, disks):
+            await asyncio.to_thread(disk_record.end_takeover, overlays)  # only the note of it was missing
+        else:
+            await asyncio.to_thread(disk_record.begin_takeover, overlays, generation)
+
+    async def _tell_takeover(self, qemu: QemuProcess, disks: Sequence[replication.Disk]) -> None:
+        """Until the VM runs by itself. Raises QmpError, VmmError, DiskError."""
+        await disk_secondary.reset(qemu)
+        if disks:
+            with contextlib.suppress(QmpError):
+                # It flushes all block nodes, and QEMU starts the VM again when it fails over. What only the primary had
+                # overwritten is then in the overlays for certain, whatever becomes of this QEMU.
+                await qemu.execute("stop", deadline_s=STEP_S)
+        try:
+            await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
+        except QmpError:  # it was told before: we have been here
+            with contextlib.suppress(QmpError):
+                await qemu.execute("cont", deadline_s=STEP_S)
+        await self._until_running(qemu, RESUMES_S)
+
+    async def _end_takeover(self, qemu: QemuProcess, disks: Sequence[replication.Disk], deadline_s: float) -> bool:
+        """When the commit is done; False: it isn't yet. Raises DiskError, of other kinds."""
+        try:
+            if disks:
+                await disk_secondary.wait_commit(qemu, disks, deadline_s)
+        except DiskError as error:
+            if error.kind is not Kind.DEADLINE:
+                raise
+            return False
+        await asyncio.to_thread(disk_record.end_takeover, self._setting.overlays)
+        return True
 
     async def _go_alone(self, qemu: QemuProcess, reason: str) -> None:
         """The secondary is no more: whatever of it QEMU still waits for is broken off."""
@@ -216,9 +268,9 @@ class Work:
         self.replicates = False
         await self._until_running(qemu)
 
-    async def _until_running(self, qemu: QemuProcess) -> None:
-        """Raises VmmError: it does not come to run; QmpError."""
-        until = time.monotonic() + RUNS_S
+    async def _until_running(self, qemu: QemuProcess, patience_s: float = RUNS_S) -> None:
+        """patience_s: until it is told to. Raises VmmError: it does not come to run; QmpError."""
+        until = time.monotonic() + patience_s
         while (status := await qemu.status()) != "running":
             if time.monotonic() >= until:
                 if status in ("paused", "postmigrate", "finish-migrate", "prelaunch"):

@@ -184,12 +184,20 @@ class SecondaryVm(RunningVm):
     # --------------------------------------------------------------- control
 
     async def take_over(
-        self, reason: str, *, force: bool, tell_vmm: bool, vmm: Callable[[], Awaitable[None]] | None = None
+        self,
+        reason: str,
+        *,
+        force: bool,
+        tell_vmm: bool,
+        vmm: Callable[[], Awaitable[None]] | None = None,
+        keep: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Opens the TAPs, announces the VM, and translates on. Idempotent.
 
         vmm: makes the VM run by itself, in the place of what tell_vmm does. What QEMU says of it, a RESUME, would
         otherwise be taken for a checkpoint.
+        keep: puts hand_over() away, before the first frame that a client may answer: without it, whoever comes after
+        us does not know what that client was told.
 
         Raises:
             MisuseError: the primary is alive, or has gone on alone; `force` says that this is known.
@@ -205,22 +213,20 @@ class SecondaryVm(RunningVm):
             if self.link_up:
                 raise MisuseError("the primary is alive, the link is up; force to have it silenced and taken over")
         self._taken_over = reason
-        if self.link_up and self.say(Message("took-over", text=reason)):
-            await asyncio.sleep(FAREWELL_S)  # it closes its TAPs before ours open
-        if self._qmp is not None and tell_vmm:
-            try:
+        try:
+            if self.link_up and self.say(Message("took-over", text=reason)):
+                await asyncio.sleep(FAREWELL_S)  # it closes its TAPs before ours open
+            if self._qmp is not None and tell_vmm:
                 await self._qmp_take_over(self._qmp)
-            except QmpError:
-                self._taken_over = ""
-                raise
-        if vmm is not None:
-            try:
+            if vmm is not None:
                 await vmm()
-            except BaseException:
-                self._taken_over = ""
-                raise
+        except BaseException:
+            self._taken_over = ""
+            raise
         self.path.takeover()
         self.link_up, self.link_reason, self.session = False, reason, None
+        if keep is not None:
+            await keep()
         for wires in self.nics:
             self._open_or_close(wires, is_open=True)
         places = self._places()

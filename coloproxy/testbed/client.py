@@ -179,10 +179,19 @@ class Client:
         return (await self.run(*argv, deadline=deadline)).check().stdout
 
     async def download(
-        self, path: str = "/large.bin", *, limit_rate: str | None = None, ipv6: bool = False
+        self,
+        path: str = "/large.bin",
+        *,
+        limit_rate: str | None = None,
+        keepalive: int | None = None,
+        ipv6: bool = False,
     ) -> Transfer:
-        """Begin a download; *limit_rate* as curl's option, for example `5M`."""
+        """Begin a download; *limit_rate* as curl's option, for example `5M`.
+
+        *keepalive*: seconds of silence until it asks whether its connection is still known there; else it is 60.
+        """
         options = ["--limit-rate", limit_rate] if limit_rate else []
+        options += ["--keepalive-time", str(keepalive)] if keepalive else []
         return await self._transfer(None, [*options, "--no-buffer", url(path, ipv6=ipv6)])
 
     async def upload(self, body: bytes, *, limit_rate: str | None = None, ipv6: bool = False) -> Transfer:
