@@ -257,6 +257,11 @@ async def test_the_guest_powers_off_and_nobody_takes_over_until_it_is_started(be
     assert bed.qemu_pids(primary) == []
     assert not {"claim", "settle", "alone"} & {*await its.states()}
     assert (await bed.states()) == {primary: "stopped", other(primary): "join"}
+    for host in HOSTS:  # its guest's wish outlives coloproxy
+        await bed.kill_coloproxy(host)
+    await bed.until_state(primary, {"stopped"}, LONG)
+    await bed.until_state(other(primary), {"join"}, LONG)
+    assert bed.qemu_pids(primary) == []
     with pytest.raises(ProcessError, match="there is nothing to start"):
         await bed.ask(other(primary), "start")
     assert await faults(bed, [primary]) == []

@@ -42,9 +42,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, standing: Standing) 
     file.note(made="/one")
     file.write(Record(standing, 1 << 40, "an offer"))
     file.note(secondary=True, made="/two")
-    file.note(made="/one")  # once is enough
+    file.note(made="/one", stopped=True)  # once is enough
     again = RecordFile(tmp_path).kept
-    assert again == file.kept == Kept(Record(standing, 1 << 40, "an offer"), True, ("/one", "/two"))
+    assert again == file.kept == Kept(Record(standing, 1 << 40, "an offer"), True, ("/one", "/two"), True)
 
 
 def without(key: str) -> dict[str, Any]:

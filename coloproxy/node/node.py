@@ -197,7 +197,19 @@ class Node:
         """Most failures pass: a disk that is full, a port that is taken. So not a person alone may say START."""
         self._failures += 1
         delay = min(self._setting.node.retry / 1e9 * 2**self._failures, FAILED_S)
-        asyncio.get_running_loop().call_later(delay, self._say, Event.START, "after a while")
+
+        def again() -> None:
+            if self.facts.state is State.FAILED:
+                self._say(Event.START, "after a while")
+
+        asyncio.get_running_loop().call_later(delay, again)
+
+    async def _keep_stopped(self, *, stopped: bool) -> None:
+        """For a coloproxy that comes after this one."""
+        try:
+            await asyncio.to_thread(self._kept.note, stopped=stopped)
+        except OSError as error:
+            self._trouble(f"whether the VM is to be started can't be noted: {error}")
 
     async def _serve(self) -> None:
         while True:
@@ -214,6 +226,8 @@ class Node:
                 self._advertise()
             return
         before, changes = self.facts.state, step.record != self.facts.own
+        if step.state is State.STOPPED and before is not State.STOPPED:
+            await self._keep_stopped(stopped=True)
         if changes:
             await asyncio.to_thread(self._kept.write, step.record)  # a busy disk must not look like our death
         facts = self.facts.with_(state=step.state, own=step.record)
@@ -345,6 +359,9 @@ class Node:
         own = self.facts.own
         if self.facts.register and self.facts.claimed != own.generation:
             await self._record_ownership(own.generation)
+        if self._kept.kept.stopped and self._work.qemu is None:
+            self._say(Event.VM_SHUTDOWN, "it was stopped when an earlier coloproxy ended")
+            return
         await self._work.settle(own.generation, reason)
         self._say(Event.SETTLED, "", self._has_settled)
 
@@ -640,12 +657,14 @@ class Node:
             )
         if decide(self.facts, Event.FORCE) is None:
             raise ControlRefused(REFUSED, f"there is nothing to force: this node is {self.facts.state.value}")
+        await self._keep_stopped(stopped=False)
         self._say(Event.FORCE, str(arguments.get("reason") or "the operator's wish"))
         return {"forced": self._setting.host}
 
     async def _do_start(self, arguments: Mapping[str, Any]) -> object:
         if decide(self.facts, Event.START) is None:
             raise ControlRefused(REFUSED, f"there is nothing to start: this node is {self.facts.state.value}")
+        await self._keep_stopped(stopped=False)
         self._say(Event.START, "the operator's wish")
         return {"started": self._setting.host}
 

@@ -28,6 +28,8 @@ class Kept:
     """QEMU was started as a secondary, and is not known to have been made a VM of its own."""
     made: tuple[str, ...] = ()
     """Images that this node has made itself: it may write over them."""
+    stopped: bool = False
+    """The guest has powered off, or the operator has ended QEMU: the VM stays so until somebody starts it."""
 
 
 class RecordFile:
@@ -44,7 +46,7 @@ class RecordFile:
         with self._lock:
             self._save(replace(self.kept, record=record))
 
-    def note(self, *, secondary: bool | None = None, made: str | None = None) -> None:
+    def note(self, *, secondary: bool | None = None, made: str | None = None, stopped: bool | None = None) -> None:
         """The rest. Raises OSError."""
         with self._lock:
             kept = self.kept
@@ -52,6 +54,8 @@ class RecordFile:
                 kept = replace(kept, secondary=secondary)
             if made is not None and made not in kept.made:
                 kept = replace(kept, made=(*kept.made, made))
+            if stopped is not None:
+                kept = replace(kept, stopped=stopped)
             self._save(kept)
 
     def _save(self, kept: Kept) -> None:
@@ -64,6 +68,7 @@ class RecordFile:
             "offer": kept.record.offer,
             "secondary": kept.secondary,
             "made": list(kept.made),
+            "stopped": kept.stopped,
         }
         text = json.dumps(document, indent=1).encode()
         size = -(-(len(text) + 1) // BLOCK) * BLOCK
@@ -108,12 +113,12 @@ def _read(document: dict[str, object]) -> Kept:
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']!r}, not {VERSION}")
     generation, offer, made = document["generation"], document["offer"], document["made"]
-    secondary = document["secondary"]
+    secondary, stopped = document["secondary"], document.get("stopped", False)
     if type(generation) is not int or generation < 0 or not isinstance(offer, str):
         raise ValueError("generation or offer")
     if not isinstance(made, list) or not all(isinstance(path, str) for path in made):
         raise ValueError("made")
-    if type(secondary) is not bool:
-        raise ValueError("secondary")
+    if type(secondary) is not bool or type(stopped) is not bool:
+        raise ValueError("secondary or stopped")
     record = Record(Standing(document["standing"]), generation, offer)
-    return Kept(record, secondary, tuple(made))
+    return Kept(record, secondary, tuple(made), stopped)

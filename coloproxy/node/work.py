@@ -119,7 +119,7 @@ class Work:
         machine = self._setting.machine(self._acceleration, self._plane.qemu_arguments(role))
         argv = vmm.command_line(machine, self._state.files, role)
         await self._plane.before_launch()
-        await asyncio.to_thread(self._kept.note, secondary=role == "secondary")
+        await asyncio.to_thread(self._kept.note, secondary=role == "secondary", stopped=False)
         try:
             qemu = await QemuProcess.launch(
                 self._state,
