@@ -238,6 +238,23 @@ async def interrupted(table: Bed, guest: Guest, attempt: str) -> bool:
     return True
 
 
+async def test_takeover_whose_qemu_dies_before_anybody_has_flushed_hidden(table: Bed, guest: Guest) -> None:
+    """What only the primary wrote is undone even so: flush() has put hidden's tables into its file."""
+    a, b = await protected(table, guest)
+    await table.checkpoint(a)
+    await b.writes(5)
+    shared = max(a.written(), b.written())
+    await b.qmp.execute("stop")
+    assert await a.writes(300) > b.written() + 100
+    await a.kill()
+    record.begin_takeover(b.disk.overlays, 2)
+    await secondary.reset(b.qmp)
+    await secondary.flush(b.qmp)
+    await b.kill()
+    await recover.recover(b.disks)
+    await check(b, shared=shared, host=B)
+
+
 # ---------------------------------------------------------------- disk full
 
 

@@ -48,6 +48,16 @@ async def reset(monitor: Monitor) -> None:
             raise
 
 
+async def flush(monitor: Monitor) -> None:
+    """Behind `reset`, before x-colo-lost-heartbeat: what the overlays hold is in their files, whatever befalls QEMU.
+
+    The tables of `hidden` are in QEMU's memory, for blocks that only the primary wrote: nobody here ever flushed them.
+    The VM stands still afterwards, and QEMU starts it when it fails over (7.2 does, whatever state it is in). QMP has
+    nothing that flushes a single node; `stop` flushes all of them, as each checkpoint does. Raises DiskError.
+    """
+    await Blocks(monitor).run("stop")
+
+
 async def commit_done(monitor: Monitor, disks: Sequence[Disk]) -> bool:
     """True if QEMU has written active and hidden into the image of each disk, after x-colo-lost-heartbeat."""
     below = {edge.parent: edge.child for edge in await Blocks(monitor).edges() if edge.name == "file"}

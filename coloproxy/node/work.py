@@ -228,10 +228,8 @@ class Work:
         """Until the VM runs by itself. Raises QmpError, VmmError, DiskError."""
         await disk_secondary.reset(qemu)
         if disks:
-            with contextlib.suppress(QmpError):
-                # It flushes all block nodes, and QEMU starts the VM again when it fails over. What only the primary had
-                # overwritten is then in the overlays for certain, whatever becomes of this QEMU.
-                await qemu.execute("stop", deadline_s=STEP_S)
+            with contextlib.suppress(DiskError):  # it counts only if this QEMU dies too
+                await disk_secondary.flush(qemu)
         try:
             await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
         except QmpError:  # it was told before: we have been here
