@@ -219,6 +219,15 @@ async def set_bandwidth(monitor: Monitor, disks: Sequence[Disk], bandwidth: int)
             await blocks.run("block-job-set-speed", device=disk.job, speed=bandwidth // len(disks))
 
 
+async def go_on(monitor: Monitor, disks: Sequence[Disk]) -> None:
+    """After our own death in a resync by bitmap: the VM that it has stopped runs again. Does nothing otherwise."""
+    blocks = Blocks(monitor)
+    if await blocks.run_state() == "paused":
+        jobs = await blocks.jobs()
+        if any(disk.job in jobs for disk in disks):
+            await _run_again(monitor, disks)
+
+
 async def _mirror(
     blocks: Blocks, disks: Sequence[Disk], speed: int, copy_mode: str, meter: _Meter, deadline_s: float
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from coloproxy.disks import Lineage
 from coloproxy.errors import PeerError
 
 from .facts import Advert, Standing, State
@@ -23,6 +24,10 @@ class Said:
     advert: Advert
     sizes: tuple[int, ...] = ()
     """Virtual sizes of its disks, bytes; empty: not known."""
+    lineage: Lineage | None = None
+    """A secondary's: of which copy its images are. None: of none, or it does not say (an older coloproxy)."""
+    wanted: Lineage | None = None
+    """A primary's: what the secondary's is to be (copying.py)."""
 
 
 def encode(said: Said) -> dict[str, object]:
@@ -36,6 +41,8 @@ def encode(said: Said) -> dict[str, object]:
         "o": advert.offer,
         "x": advert.spent,
         "z": list(said.sizes),
+        "k": _bare(said.lineage),
+        "w": _bare(said.wanted),
     }
 
 
@@ -51,9 +58,22 @@ def decode(state: Mapping[str, object]) -> Said:
             _name(state["o"]),
             _name(state["x"]),
         )
-        return Said(advert, _sizes(state["z"]))
+        return Said(advert, _sizes(state["z"]), _lineage(state.get("k")), _lineage(state.get("w")))
     except (KeyError, ValueError) as error:
         raise PeerError(f"the peer's heartbeat has a state that is no node's: {error}") from error
+
+
+def _bare(lineage: Lineage | None) -> list[object] | None:
+    return None if lineage is None else [lineage.token, lineage.settled]
+
+
+def _lineage(value: object) -> Lineage | None:
+    """What isn't there is none: an older coloproxy does not say it."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not value[0]:
+        raise ValueError(f"{value!r:.40} is no lineage of a copy")
+    return Lineage(_name(value[0]), _truth(value[1]))
 
 
 def _whole(value: object) -> int:
@@ -75,7 +95,7 @@ def _truth(value: object) -> bool:
 
 
 def _name(value: object) -> str:
-    """Of an offer. It goes into our record and our own advert, so it has a limit."""
+    """Of an offer or a copy. It goes into our record and our own advert, so it has a limit."""
     if not isinstance(value, str) or len(value) > NAME_MAX or not value.isascii():
-        raise ValueError(f"{value!r:.40} is no name of an offer")
+        raise ValueError(f"{value!r:.40} is no name of an offer or a copy")
     return value

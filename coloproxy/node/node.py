@@ -27,7 +27,7 @@ from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, MisuseEr
 from coloproxy.heartbeat import Heartbeat
 from coloproxy.journal import Journal
 from coloproxy.metrics import MetricsServer
-from coloproxy.reports import Trouble
+from coloproxy.reports import Report, Trouble
 from coloproxy.run.service import Service
 
 from . import told
@@ -111,6 +111,7 @@ class Node:
             self._kept = RecordFile(setting.directory)
             self._plane = make_plane(setting, self._journal, self._plane_failed, lambda: self._work.qemu)
             self._work = Work(setting, state, self._kept, self._plane, self._watch)
+            self._work.copying.changed, self._work.copying.tell = self._advertise, self._tell
             setting.control_socket.parent.mkdir(parents=True, exist_ok=True)
             control = ControlServer(
                 setting.control_socket, self._handlers(), mode=pair.control.mode, group=pair.control.group
@@ -166,6 +167,7 @@ class Node:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+        await self._work.copying.end()
         await self._plane.let_go()
         if self._work.qemu is not None:
             await self._work.qemu.close()
@@ -218,6 +220,7 @@ class Node:
                 continue  # it answers what is not asked any more, and would be taken for the present question's
             happened.before()
             await self._happens(happened.event, happened.reason)
+            self._work.copying.obey(self.facts)
 
     async def _happens(self, event: Event, reason: str) -> None:
         step = decide(self.facts, event)
@@ -263,8 +266,7 @@ class Node:
             self._setting.host, before.value, self.facts.state.value, event.value, self._reason,
             self.facts.own.standing.value, self.facts.own.generation,
         )  # fmt: skip
-        log.log(report.level, "%s", report)
-        self._journal.report(report)
+        self._tell(report)
         self._history.append(
             {
                 "at": round(time.time(), 3),
@@ -276,7 +278,9 @@ class Node:
         )
 
     def _trouble(self, text: str) -> None:
-        report = Trouble(text)
+        self._tell(Trouble(text))
+
+    def _tell(self, report: Report) -> None:
         log.log(report.level, "%s", report)
         self._journal.report(report)
 
@@ -399,7 +403,7 @@ class Node:
     async def _protect(self) -> None:
         if self._recording is not None and not self._recording.done():
             raise PeerError("the arbiter does not know yet who the owner is: no protection before that")
-        await self._work.protect()
+        await self._work.protect(self.facts.offer)
 
         def colo() -> None:
             self.facts = self.facts.with_(vm=VmView.COLO)
@@ -441,7 +445,9 @@ class Node:
 
     def _advertise(self) -> None:
         if self._heartbeat is not None:
-            self._heartbeat.set_state(encode(Said(self.facts.advert(), self._work.sizes)))
+            copying = self._work.copying
+            said = Said(self.facts.advert(), self._work.sizes, copying.lineage, copying.wanted)
+            self._heartbeat.set_state(encode(said))
 
     def _peer_alive(self, boot: str) -> None:
         self._heard()
@@ -472,6 +478,7 @@ class Node:
 
         def heard() -> None:
             self._peer_sizes = said.sizes or self._peer_sizes
+            self._work.copying.hear(said)
             self.facts = self.facts.with_(peer=advert, alive=True)
 
         self._say(Event.PEER, f"the peer is {advert.state.value}", heard)
@@ -678,7 +685,7 @@ class Node:
         if beat is not None:
             peer |= told.peer(beat.stats())
         qemu = self._work.qemu
-        progress = self._work.progress
+        progress = self._work.copying.progress
         disks = [
             {
                 "name": f"colo-disk{index}",
@@ -724,6 +731,7 @@ class Node:
                 "hung": self._probe is not None and self._probe.health is not vmm.Health.RESPONSIVE,
             },
             "disks": disks,
+            "resync": self._work.copying.status(),
             "history": list(self._history),
         }
 

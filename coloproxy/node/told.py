@@ -28,6 +28,34 @@ class NodeState(Report):
         return f"node {self.host}: {what}, {self.standing} of generation {self.generation}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class ResyncBegins(Report):
+    """The disks are copied to the secondary. `mode`: full or bitmap, and the reason for it."""
+
+    mode: str
+    reason: str
+    name: ClassVar[str] = "resync"
+
+    def __str__(self) -> str:
+        how = "by what was written since" if self.mode == "bitmap" else "in full"
+        return f"the disks are copied to the secondary {how}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncDone(Report):
+    """The copy is whole. `copied`: bytes; `pause_s`: the VM stood still for so long."""
+
+    mode: str
+    copied: int
+    seconds: float
+    pause_s: float
+    name: ClassVar[str] = "resynced"
+
+    def __str__(self) -> str:
+        stood = f", the VM stood still for {self.pause_s:g} s" if self.pause_s else ""
+        return f"the disks are equal: {self.copied >> 10} KiB were copied in {self.seconds:g} s{stood}"
+
+
 def peer(stats: Stats) -> dict[str, float | None]:
     """How long ago it was heard last, on whichever path, and the shortest round trip of those that work; ms."""
     silent = min((path.silent_ns for path in stats.paths if path.silent_ns is not None), default=None)

@@ -92,6 +92,7 @@ def _nodes(nodes: Sequence[Status]) -> RenderableType:
         ("hears the other", _peer),
         ("arbiter", _arbiter),
         ("QEMU", _qemu),
+        ("copied", _resync),
         ("pid", lambda node: _text(node.get("pid"))),
     )
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
@@ -139,6 +140,20 @@ def _qemu(node: Status) -> Text | None:
         text.append("  HUNG", "bold red")
     if qemu.get("pid") is not None:
         text.append(f"  pid {plain(qemu['pid'])}", "dim")
+    return text
+
+
+def _resync(node: Status) -> Text | None:
+    """The last copy of the disks that this node has made, or makes."""
+    resync = node.get("resync")
+    if not isinstance(resync, Mapping):
+        return None
+    text = Text(f"{plain(resync.get('mode', '?'))}, {plain(resync.get('state', '?'))}")
+    copied, seconds, pause = (_number(resync, key) for key in ("copied", "seconds", "pause_s"))
+    text.append("" if copied is None else f"  {size(copied)}")
+    text.append("" if seconds is None else f" in {duration(seconds)}")
+    text.append(f", the VM stood still for {duration(pause)}" if pause else "")
+    text.append(f"  {plain(resync.get('reason', ''))}", "dim")
     return text
 
 

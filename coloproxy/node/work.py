@@ -25,6 +25,7 @@ from coloproxy.disks import secondary as disk_secondary
 from coloproxy.errors import ColoproxyError, DiskError, MisuseError, QmpError, VmmBusy, VmmError
 from coloproxy.vmm import QemuProcess
 
+from .copying import OLD_NEWS_S, WATCHED, Copying
 from .facts import VmView, other
 from .plane import Plane
 from .record import RecordFile
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 COLO_S: Final = 60.0  # from the RAM's end to the first checkpoint's commit
 STEP_S: Final = 5.0
-OLD_NEWS_S: Final = 1.2
 CONNECT_S: Final = 1.0
 COMMIT_S: Final = 600.0
 EARLY_COMMIT_S: Final = 0.3  # before a client hears the guest
@@ -60,7 +60,6 @@ class Work:
     ) -> None:
         self.qemu: QemuProcess | None = None
         self.sizes: tuple[int, ...] = ()
-        self.progress: resync.Progress | None = None
         self.replicates = True
         """The disks may have a remote copy: what QEMU says of it counts."""
         self._setting = setting
@@ -70,6 +69,7 @@ class Work:
         self._on_qemu = on_qemu
         self._acceleration: vmm.Acceleration | None = None
         self._detached = -OLD_NEWS_S
+        self.copying = Copying(setting.overlays)
 
     # ------------------------------------------------------------------ QEMU
 
@@ -147,6 +147,8 @@ class Work:
 
     async def settle(self, generation: int, reason: str) -> None:
         """The VM runs by itself, and serves. Raises ColoproxyError."""
+        await self.copying.end()
+        await self.copying.forget()
         if self.qemu is not None and self.qemu.exited.done():
             await self.gone()
         if self.qemu is None:
@@ -154,6 +156,7 @@ class Work:
         elif self._kept.kept.secondary:
             await self._take_over(self.qemu, generation, reason)
         else:
+            await resync.go_on(self.qemu, self._disks())
             await self._go_alone(self.qemu, reason)
         await self._plane.serve_alone()
 
@@ -294,7 +297,8 @@ class Work:
         await asyncio.to_thread(
             disk_record.end_takeover, overlays
         )  # whatever it was, the data here are worth nothing now
-        await asyncio.to_thread(disk_record.forget_lineage, overlays)
+        await self.copying.end()
+        await self.copying.load()
         self.sizes = tuple(sizes)
         disks = self._disks()
         for disk, given in zip(disks, self._setting.node.disks, strict=True):
@@ -311,9 +315,10 @@ class Work:
         return secrets.token_hex(8)
 
     async def _blank(self, disk: replication.Disk, *, overwrite: bool) -> None:
-        """An image of that size, to be written over from beginning to end."""
+        """An image of that size: what is there, if it is sound, else one to be written over from beginning to end."""
         path = str(disk.image)
         if not disk.image.exists():
+            await self.copying.forget()
             await images.make_blank(disk.image, disk.format, disk.size)
             await asyncio.to_thread(self._kept.note, made=path)
             return
@@ -325,47 +330,42 @@ class Work:
         with contextlib.suppress(DiskError):
             await images.examine(disk.image, disk.format, size=disk.size)
             return
+        await self.copying.forget()
         disk.image.unlink()
         await images.make_blank(disk.image, disk.format, disk.size)
         await asyncio.to_thread(self._kept.note, made=path)
 
     # --------------------------------------------------------------- PROTECT
 
-    async def protect(self) -> None:
-        """Copies the disks to the waiting secondary, and migrates into COLO. Raises ColoproxyError."""
+    async def protect(self, offer: str) -> None:
+        """Copies the disks to the waiting secondary of that offer, and migrates into COLO. Raises ColoproxyError."""
         qemu = self.qemu
         if qemu is None:
             raise VmmError("there is no QEMU")
-        peer, node = other(self._setting.host), self._setting.node
+        peer, token = other(self._setting.host), ""
         await self._measure()
         disks = self._disks()
         tls = await self._credentials(qemu, "client")
         nbd = self._setting.nbd(peer, tls)
         await self._until_reachable(nbd if disks else None)
         await self._hear_old_news(qemu)
-        try:
+        with contextlib.ExitStack() as stack:
+            since = stack.enter_context(qemu.watch(*WATCHED))
             if disks:
-                await resync.resync(
-                    qemu,
-                    disks,
-                    nbd,
-                    resync.new_token(),
-                    bandwidth=node.resync_speed,
-                    report=self._report,
-                )
-        finally:
-            self.progress = None
-        await self._plane.become_primary()
-        period = self._setting.pair.checkpoint.timing().checkpoint_delay_ms or ON_DEMAND_ONLY
-        await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
-        await qemu.execute(
-            "migrate-set-parameters",
-            {"x-checkpoint-delay": period, "max-bandwidth": _MAX_BANDWIDTH, "tls-creds": tls},
-        )
-        with qemu.watch("MIGRATION", "RESUME", "COLO_EXIT") as events:
-            await qemu.execute("migrate", {"uri": self._setting.migration(peer)})
-            await events.next(_is_colo, 24 * 3600.0)
-            await events.next(_is_resumed, COLO_S)
+                token = await self.copying.copy(qemu, disks, nbd, offer, self._setting.node.resync_speed)
+            await self._plane.become_primary()
+            period = self._setting.pair.checkpoint.timing().checkpoint_delay_ms or ON_DEMAND_ONLY
+            await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+            await qemu.execute(
+                "migrate-set-parameters",
+                {"x-checkpoint-delay": period, "max-bandwidth": _MAX_BANDWIDTH, "tls-creds": tls},
+            )
+            with qemu.watch("MIGRATION", "RESUME", "COLO_EXIT") as events:
+                await qemu.execute("migrate", {"uri": self._setting.migration(peer)})
+                await events.next(_is_colo, 24 * 3600.0)
+                await events.next(_is_resumed, COLO_S)
+            if disks:
+                self.copying.settle(qemu, disks, token, since, stack.pop_all().close)
 
     async def _credentials(self, qemu: QemuProcess, end: Literal["server", "client"]) -> str:
         """As QEMU's `tls-creds` has it, which is "" for plain text. Raises MisuseError, QmpError, VmmError."""
@@ -394,9 +394,6 @@ class Work:
         for _ in range(2):  # behind all that it had to say, were its main loop late
             await qemu.status()
         self.replicates = True
-
-    def _report(self, progress: resync.Progress) -> None:
-        self.progress = progress
 
     # ------------------------------------------------------------------ disks
 
