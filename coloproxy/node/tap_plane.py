@@ -244,7 +244,11 @@ class TapPlane:
         return await old.give_up()
 
     async def _start(self, vm: PrimaryVm | SecondaryVm) -> None:
-        await vm.open()
+        try:
+            await vm.open()
+        except BaseException:  # ended in the middle of it: its TAPs would be in the way of whatever comes next
+            await vm.close()
+            raise
         if isinstance(vm, PrimaryVm):
             vm.path.lease(self._lease)
         self.vm = vm
