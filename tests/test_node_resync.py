@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`coloproxy node`: a secondary that comes back gets what was written since, and is then equal to the primary.
 
-All share one pair without an arbiter, in which a takeover is the primary's word or the operator's, but for the last.
+All share one pair with an etcd. Each begins with it protected, and leaves it so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import os
 import random
 import re
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ MIB = 1 << 20
 def options() -> NodeOptions:
     urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
     file = NodeFile(
-        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}, "resync_speed": "1023GiB"},
+        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}, "resync_speed": "0B"},
         heartbeat={"timeout": "2s"},
         link={"keepalive": "100ms", "timeout": "5s"},
     )
@@ -104,7 +103,7 @@ async def settled(bed: NodeBed) -> Host:
 
 
 async def set_speed(bed: NodeBed, host: Host, speed: int) -> None:
-    """Of what that host copies from now on, in bytes/s: its coloproxy begins anew, its QEMU runs on."""
+    """Of what that host copies from now on, in bytes/s (0: no limit): its coloproxy begins anew, its QEMU runs on."""
     text = bed.config.read_text()
     assert text.count("resync_speed") == 1
     bed.config.write_text(re.sub(r'resync_speed = "[^"]*"', f'resync_speed = "{speed}B"', text))
@@ -232,6 +231,7 @@ async def test_a_resync_by_bitmap_that_breaks_is_taken_up_by_the_bitmap(bed: Nod
     log = await bed.write_log("broken", interval=0.0)
     await log.reached(10, LONG)
     await log.end(LONG)
+    await set_speed(bed, primary, 0)
     await bed.boot_host(secondary)
     assert await bed.protected(LONG) == primary
     copied = await resync_of(bed, primary)
@@ -279,8 +279,7 @@ async def test_after_a_full_copy_that_broke_the_old_copy_counts_no_more(bed: Nod
     await bed.kill_host(secondary)
     await bed.until_state(primary, {"alone"}, LONG)
     await set_speed(bed, primary, 4 * MIB)
-    for pid in bed.kill_qemu(primary):
-        assert pid
+    assert len(bed.kill_qemu(primary)) == 1
     await bed.serves(LONG)  # booted anew: what was written since that copy is not known any more
     await bed.until_state(primary, {"alone"}, LONG)
     assert '"settled": true' in lineage(bed, secondary)
@@ -290,12 +289,11 @@ async def test_after_a_full_copy_that_broke_the_old_copy_counts_no_more(bed: Nod
     assert '"settled": false' in lineage(bed, secondary)
     await bed.kill_host(secondary)
     await bed.until_state(primary, {"alone"}, LONG)
-    await set_speed(bed, primary, 1 << 40)
+    await set_speed(bed, primary, 0)
     await bed.boot_host(secondary)
     assert await bed.protected(LONG) == primary
     copied = await resync_of(bed, primary)
     assert copied["mode"] == "full" and "no checkpoint had committed" in copied["reason"]
-    assert time.monotonic() > 0
     await equal_images(bed)
     await bed.protected(LONG)
     await bed.serves(LONG)

@@ -16,7 +16,7 @@ from coloproxy.errors import MisuseError
 from coloproxy.events import Cause, CheckpointWanted, Divergence, FlowId, FrameClass, LimitHit
 from coloproxy.journal import Journal, event_fields, printable, rfc3339
 from coloproxy.lines import LineWriter
-from coloproxy.node.told import NodeState
+from coloproxy.node.told import NodeState, ResyncBegins, ResyncDone
 from coloproxy.run import told
 from coloproxy.stats import HEADER, HEADER_EVERY, Snapshot, Stats, line, rate
 from coloproxy.voice import divergence_line
@@ -166,6 +166,8 @@ ALL_REPORTS = [
     reports.Trouble("text"),
     reports.ResumeFailed("it exited with 1", 2),
     NodeState("a", "alone", "protect", "tick", "why", "owner", 1),
+    ResyncBegins("full", "why"),
+    ResyncDone("bitmap", 589_824, 0.144, 0.055),
     told.LinkUp("192.0.2.2:9810", "TLSv1.3", "0123456789abcdef", True),
     told.LinkLost("closed"),
     told.VmConnected("nic0", "unix:/x"),

@@ -101,6 +101,17 @@ NODE: Final = (
             "eta_s": ("eta_seconds", "Of a disk that is being copied: how long it still takes, at that rate."),
         },
     ),
+    *_rows(
+        "gauge",
+        "last_resync_",
+        lambda key: one("resync", key),
+        (),
+        {
+            "copied": ("copied_bytes", "By this host's last copy of the disks to the other one, or the present one."),
+            "seconds": ("seconds", "How long that took."),
+            "pause_s": ("pause_seconds", "How long the VM stood still for it."),
+        },
+    ),
 )
 """Labels `pair` and `host`."""
 

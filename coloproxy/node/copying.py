@@ -176,6 +176,7 @@ class Copying:
             )
         except BaseException:
             self._last = (self.status() or {}) | {"state": "broken"}
+            self._want(None)
             raise
         finally:
             self.progress = None
