@@ -72,6 +72,14 @@ def node_status(host: str = "a", role: str = "primary", state: str = "protected"
                 "resync": {"offset": 536_870_912, "total": 1_073_741_823, "rate": 104_857_600, "eta_s": 5.12},
             },
         ],
+        "resync": {
+            "state": "done",
+            "mode": "bitmap",
+            "reason": "576 KiB were written since",
+            "copied": 589_824,
+            "seconds": 0.144,
+            "pause_s": 0.055,
+        },
         "history": [
             {"at": "2031-01-02T03:04:05.678901Z", "from": "protecting", "to": "protected", "event": "resumed",
              "reason": "COLO runs"},

@@ -153,7 +153,8 @@ class Two:
         self.one.hear(Said(advert, lineage=self.other.lineage))
 
     async def protect(self, speed: int = 0) -> str:
-        """As Work.protect: the mode."""
+        """As Work.protect, with what came before: the mode."""
+        await self.one.end()
         self.pair = False
         self.talk()
         with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from coloproxy.disks import Lineage
 from coloproxy.errors import ConfigError, PeerError
 from coloproxy.heartbeat import BUCKETS_NS, Stats
 from coloproxy.heartbeat.message import Reason
@@ -136,7 +137,9 @@ ADVERT = Advert(State.PROTECTED, Standing.PRIMARY, 7, True, False, "0123456789ab
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("standing", Standing)
 def test_an_advert_arrives_as_it_was_sent(state: State, standing: Standing) -> None:
-    said = Said(Advert(state, standing, (1 << 63) - 1, False, True, "a", ""), (1 << 40,) * 16)
+    names = ["x" * 32] * 4
+    lineages = Lineage(names[0], settled=True), Lineage(names[1], settled=False)
+    said = Said(Advert(state, standing, (1 << 63) - 1, False, True, *names[2:]), (1 << 40,) * 16, *lineages)
     over_there = json.loads(json.dumps(encode(said)))
     assert decode(over_there) == said
     assert len(json.dumps(over_there, separators=(",", ":"))) < 800  # of the 1 KiB that a message has
@@ -149,6 +152,28 @@ HOSTILE: list[tuple[str, Any]] = [
     ("o", 7), ("o", None), ("o", "x" * 33), ("o", "\udc80"), ("o", ["a"]), ("x", {}), ("x", "x" * 900),
     ("z", None), ("z", 5), ("z", "5"), ("z", [None]), ("z", [-1]), ("z", [1 << 63]), ("z", [[1]]), ("z", [1] * 17),
 ]  # fmt: skip
+
+
+LINEAGES: list[Any] = [
+    7, True, "token", {}, {"token": "t", "settled": True}, [], ["t"], ["t", True, 1], ["", True], [None, True],
+    ["t", 1], ["t", None], ["t", "true"], [7, True], [["t"], True], ["x" * 33, True], ["\udc80", False],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["k", "w"])
+@pytest.mark.parametrize("value", LINEAGES, ids=repr)
+def test_what_no_node_says_of_a_copy_is_refused(key: str, value: Any) -> None:
+    lineage = Lineage("t", settled=True)
+    good = encode(Said(ADVERT, (1,), lineage, lineage))
+    assert decode(good) == Said(ADVERT, (1,), lineage, lineage)
+    with pytest.raises(PeerError, match="no node's"):
+        decode({**good, key: value})
+
+
+def test_an_older_node_says_nothing_of_copies() -> None:
+    lineage = Lineage("t", settled=True)
+    good = encode(Said(ADVERT, (1,), lineage, lineage))
+    assert decode({name: kept for name, kept in good.items() if name not in ("k", "w")}) == Said(ADVERT, (1,))
 
 
 @pytest.mark.parametrize(("key", "value"), HOSTILE)
@@ -312,7 +337,7 @@ async def node(directory: Path) -> Node:
 
 KEYS = {
     "pair", "host", "role", "state", "since_s", "generation", "reason", "peer", "heartbeat", "arbiter", "vm", "qemu",
-    "disks", "history",
+    "disks", "resync", "history",
 }  # fmt: skip
 
 
@@ -322,10 +347,26 @@ async def test_the_status_is_what_is_documented_and_shown(tmp_path: Path) -> Non
     assert status.keys() >= KEYS
     assert (status["pair"], status["host"], status["state"]) == ("web", "a", "discover")
     assert status["disks"] == [{"name": "colo-disk0", "size": None, "state": "fresh", "resync": None}]
-    console = Console(record=True, width=120)
-    console.print(render(status))
-    text = console.export_text()
+    text = shown(status)
     assert "discover" in text and "begins" in text and "none" in text
+    assert "copied" not in text
+
+
+def shown(status: dict[str, Any]) -> str:
+    console = Console(record=True, width=160)
+    console.print(render(status))
+    return " ".join(console.export_text().split())
+
+
+async def test_the_last_copy_of_the_disks_is_shown(tmp_path: Path) -> None:
+    status = (await node(tmp_path)).status()
+    copied: dict[str, Any] = {"state": "copying", "mode": "full", "reason": "why [bold]", "copied": 3 << 20}
+    assert "copied full, copying 3.0 MiB why [bold]" in shown(status | {"resync": copied})
+    copied |= {"state": "done", "mode": "bitmap", "seconds": 0.25, "pause_s": 0.125}
+    text = "copied bitmap, done 3.0 MiB in 0.25 s, the VM stood still for 0.125 s why"
+    assert text in shown(status | {"resync": copied})
+    for strange in (7, [], {}, {"state": None, "copied": "many", "mode": [1]}):
+        shown(status | {"resync": strange})
 
 
 async def test_metrics_know_every_state_of_a_node(tmp_path: Path) -> None:
