@@ -62,7 +62,7 @@ def node_status(host: str = "a", role: str = "primary", state: str = "protected"
         },
         "arbiter": {"kind": "etcd", "owner": "a", "generation": 8, "reachable": True},
         "vm": None,
-        "qemu": {"pid": 31337, "state": "running", "hung": False},
+        "qemu": {"pid": 31337, "state": "running", "hung": False, "halted": False, "halt_reason": None},
         "disks": [
             {"name": "disk0", "size": 268_435_456, "state": "replicated", "resync": None},
             {

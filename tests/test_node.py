@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,8 +20,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from coloproxy.errors import ColoproxyError
 from coloproxy.testbed.errors import ProcessError
-from coloproxy.testbed.guest_files import READY_LINE
+from coloproxy.testbed.guest_files import GUEST_IPV4, READY_LINE
 from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
 from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
@@ -28,6 +31,7 @@ from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
 from coloproxy.testbed.node_toml import NodeFile
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.node_verify import examine_log
+from coloproxy.testbed.process import Daemon
 from coloproxy.testbed.requirements import missing
 
 LACKS = ", ".join(item.what for item in missing(PROGRAMS))
@@ -227,6 +231,35 @@ async def test_the_secondarys_qemu_dies_alone_and_the_primary_goes_on(bed: NodeB
     await log_is_whole(bed, log)
 
 
+async def test_a_vm_that_is_booted_anew_does_not_inherit_its_dead_predecessors_connections(bed: NodeBed) -> None:
+    """Their numbers would be put into connections of the new VM's that have the same addresses and ports."""
+    primary = await bed.protected(LONG)
+    survivor = other(primary)
+    log = await bed.write_log("booted")
+    await log.reached(5, LONG)
+    transfer = await bed.client.download(LARGE_PATH, limit_rate="1M")
+    await transfer.reached(1_000_000, LONG)
+    await bed.kill_host(primary)
+    await bed.until_state(survivor, {"alone"}, LONG)
+    await transfer.reached(transfer.bytes + 1_000_000, LONG)
+    kept = bed.hosts[survivor].state / "connections"
+    vm = (await bed.ask(survivor, "status"))["vm"]
+    assert vm["rewriter"]["flows"] > 0 and kept.exists()
+
+    story = Story(bed, survivor)
+    assert len(bed.kill_qemu(survivor)) == 1
+    await story.until("alone")
+    assert await story.states() == ["settle", "alone"]
+    vm = (await bed.ask(survivor, "status"))["vm"]
+    assert (vm["state"], vm["rewriter"]["inherited"], kept.exists()) == ("unprotected", 0, False)
+    await bed.serves(LONG)
+    assert (await transfer.result(LONG)).returncode != 0
+    await log_is_whole(bed, log)
+    await bed.boot_host(primary)
+    assert await bed.protected(LONG) == survivor
+    assert await faults(bed, [primary, survivor]) == []
+
+
 # ---------------------------------------------------------------------- the guest and the operator
 
 
@@ -295,6 +328,116 @@ async def test_an_operator_stops_the_vm_and_lets_it_go_on(bed: NodeBed) -> None:
     await log_is_whole(bed, log)
 
 
+@pytest.mark.parametrize("how", ["quit", "SIGTERM"])
+async def test_an_operator_ends_qemu_which_looks_like_a_crash_to_the_secondary(bed: NodeBed, how: str) -> None:
+    """The secondary's QEMU hears a broken connection only, as after a crash: nobody may take over nevertheless."""
+    primary = await bed.protected(LONG)
+    log = await bed.write_log(f"ended-by-{how.lower()}")
+    await log.reached(5, LONG)
+    its = Story(bed, other(primary))
+    if how == "quit":
+        monitor = await bed.monitor(primary)
+        try:
+            await monitor.execute("quit", deadline=LONG)
+        finally:
+            await monitor.close()
+    else:
+        assert len(bed.kill_qemu(primary, signal.SIGTERM)) == 1
+    await bed.until_state(primary, {"stopped"}, LONG)
+    await its.until("join")
+    await until_standing(bed, primary, "owner")
+    assert not {"claim", "settle", "alone"} & {*await its.states()}
+    await bed.ask(primary, "start")
+    assert await bed.protected(LONG) == primary
+    await bed.serves(LONG)
+    assert await faults(bed, [primary]) == []
+    await log_is_whole(bed, log)
+
+
+# ---------------------------------------------------------------------- COLO ends, and nobody is dead
+
+
+@pytest.mark.parametrize("broken", ["ram", "disks"])
+async def test_colo_breaks_and_both_vms_live(bed: NodeBed, broken: str) -> None:
+    """COLO_EXIT, and QUORUM_REPORT_BAD of the copy: the primary goes on with the VM that it has."""
+    primary = await bed.protected(LONG)
+    log = await bed.write_log(f"broken-{broken}")
+    await log.reached(5, LONG)
+    story, before = Story(bed, primary), bed.qemu_pids(primary)
+    ram = broken == "ram"
+    monitor = await bed.monitor(primary if ram else other(primary))
+    try:
+        if ram:
+            await monitor.execute("yank", {"instances": [{"type": "migration"}]}, deadline=LONG)
+        else:
+            await monitor.execute("nbd-server-stop", deadline=LONG)
+    finally:
+        await monitor.close()
+    await story.until("alone")
+    assert await bed.protected(LONG) == primary
+    states, entries = await story.states(), await story.entries()
+    assert (states[0], states[-1]) == ("suspended", "protected")
+    assert (entries[0]["event"] == "colo lost" and "nbd0" in entries[0]["reason"]) or ram, entries[0]
+    assert "peer dead" not in [entry["event"] for entry in entries]
+    assert bed.qemu_pids(primary) == before
+    assert await faults(bed, [primary]) == []
+    await log.reached(log.acknowledged + 5, LONG)
+    await log_is_whole(bed, log)
+
+
+# ---------------------------------------------------------------------- frozen under a flood
+
+FLOOD = """
+import socket, time
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+out.connect(({address!r}, 9))
+while True:
+    for _ in range(20):
+        try:
+            out.send(bytes(1400))
+        except OSError:  # the guest has no such port, and says so
+            pass
+    time.sleep(0.01)
+"""
+
+
+@contextlib.asynccontextmanager
+async def flood(bed: NodeBed) -> AsyncIterator[None]:
+    """2,000 datagrams/s to the guest: within half a second more than any queue on the way takes."""
+    argv = [sys.executable, "-I", "-c", FLOOD.format(address=GUEST_IPV4)]
+    daemon = await Daemon.start("flood", argv, bed.directory / "flood.log", namespace=bed.network.client)
+    try:
+        yield
+        daemon.check()
+    finally:
+        await daemon.kill()
+
+
+@pytest.mark.parametrize("victim", ["primary", "secondary"])
+@pytest.mark.parametrize("what", ["host", "coloproxy", "QEMU"])
+async def test_one_is_frozen_under_an_inbound_flood(bed: NodeBed, what: str, victim: Victim) -> None:
+    primary = await bed.protected(LONG)
+    host = primary if victim == "primary" else other(primary)
+    survivor = other(host)
+    log = await bed.write_log(f"flood-{what.lower()}-{victim}")
+    await log.reached(5, LONG)
+    story = Story(bed, survivor)
+    async with flood(bed):
+        if what == "host":
+            await bed.freeze_host(host)
+        elif what == "coloproxy":
+            bed.processes[host].signal(signal.SIGSTOP, [bed.node(host).pid])
+        else:
+            assert len(bed.kill_qemu(host, signal.SIGSTOP)) == 1
+        await story.until("alone")
+        await log.reached(log.acknowledged + 5, LONG)
+        bed.thaw_host(host)
+        assert await bed.protected(LONG) == survivor
+        await log.reached(log.acknowledged + 5, LONG)
+    assert await faults(bed, [primary] if survivor == primary else [primary, survivor]) == []
+    await log_is_whole(bed, log)
+
+
 # ---------------------------------------------------------------------- coloproxy alone dies
 
 KILLS = [
@@ -346,6 +489,46 @@ async def test_a_hosts_disk_is_full(victim: Victim) -> None:
             await bed.kill_host(each)
         found = await bed.verify(survivor, [counted])
         assert found.intact, found
+
+
+async def test_the_disk_of_a_vm_that_is_alone_is_full() -> None:
+    """The VM stands still, is told of once, and goes on by itself when there is room; only then it is protected."""
+    async with running(options(host_mebibytes=FILE_SYSTEM_MEBIBYTES)) as bed:
+        primary = await bed.protected(LONG)
+        log = await bed.write_log("alone")
+        await log.reached(5, LONG)
+        await bed.kill_host(other(primary))
+        await bed.until_state(primary, {"alone"}, LONG)
+        story = Story(bed, primary)
+        assert bed.fill_disk(primary) > 0
+        filling = asyncio.create_task(fill_guest_disk(bed))
+        try:
+            await until_halted(bed, primary, halted=True)
+            reason = (await bed.ask(primary, "status"))["qemu"]["halt_reason"]
+            assert "No space left" in reason or "no space left" in reason
+            await bed.boot_host(other(primary))
+            await bed.until_state(primary, {"protect"}, LONG)
+            await bed.until_state(other(primary), {"ready"}, LONG)
+            assert (await bed.ask(primary, "status"))["qemu"]["halted"]
+            bed.free_disk(primary)
+            await until_halted(bed, primary, halted=False)
+            assert await bed.protected(LONG) == primary
+        finally:
+            filling.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ColoproxyError):
+                await filling
+        told = bed.node(primary).log.read_text()
+        assert told.count("the VM stands still") == told.count("the VM goes on") == 1
+        assert {*await story.states()} <= {"alone", "protect", "protected"}
+        await bed.serves(LONG)
+        await log_is_whole(bed, log)
+
+
+async def until_halted(bed: NodeBed, host: Host, *, halted: bool) -> None:
+    until = time.monotonic() + LONG
+    while (await bed.ask(host, "status"))["qemu"]["halted"] is not halted:
+        assert time.monotonic() < until, bed.node(host).tail()
+        await asyncio.sleep(0.05)
 
 
 async def fill_guest_disk(bed: NodeBed) -> None:

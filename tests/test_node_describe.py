@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 from pathlib import Path
 
@@ -52,3 +53,36 @@ def test_each_condition_has_words() -> None:
 
 def test_each_write_is_used() -> None:
     assert {row.write for row in TABLE} - {None} == set(Write)
+
+
+# ---------------------------------------------------------------------- docs/node-safety.md: events, rows, tests
+
+TESTS = Path(__file__).parent
+SAFETY = DOCS.with_name("node-safety.md")
+
+
+def listed_events() -> list[tuple[str, list[str], list[str]]]:
+    """What can happen, its rows (empty: none, with the reason), its tests."""
+    text = SAFETY.read_text().partition("<!-- events:")[2].partition("<!-- end of events -->")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [
+        (what, [] if rows.startswith("none: ") else rows.split("; "), tests.split("; "))
+        for what, rows, tests in cells[2:]
+    ]
+
+
+def test_each_event_of_the_safety_page_has_rows_that_there_are() -> None:
+    events = listed_events()
+    assert len(events) > 15
+    there = {f"{state.name}: {event.value}" for row in TABLE for state in row.states for event in row.events}
+    assert {row for _, rows, _ in events for row in rows} <= there
+
+
+def test_each_event_of_the_safety_page_has_tests_that_there_are() -> None:
+    named = {test for _, _, tests in listed_events() for test in tests}
+    there = set()
+    for file in {test.partition("::")[0] for test in named}:
+        tree = ast.parse((TESTS / file).read_text())
+        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        there |= {f"{file}::{function.name}" for function in functions}
+    assert named <= there

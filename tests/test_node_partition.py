@@ -204,6 +204,51 @@ async def test_who_goes_on_has_turned_the_other_one_off(tmp_path: Path) -> None:
         await ends_well(bed, log, [primary])
 
 
+@pytest.mark.parametrize("winner", ["primary", "secondary"])
+async def test_a_command_says_who_goes_on(tmp_path: Path, winner: str) -> None:
+    """One that both reach: it gives each generation away once. The other host lives on, and serves nobody."""
+    command, judged, first = tmp_path / "judge", tmp_path / "judged", tmp_path / "first"
+    command.write_text(JUDGE.format(python=sys.executable))
+    command.chmod(0o755)
+    judged.mkdir()
+    arbiter = {"kind": "command", "command": [str(command), str(judged), str(first)]}
+    async with running(arbiter) as bed:
+        primary, log = await begin(bed)
+        survivor = primary if winner == "primary" else other(primary)
+        first.write_text(survivor)
+        part(bed)
+        await bed.until_state(survivor, {"alone"}, LONG)
+        await log.reached(log.acknowledged + 5, LONG)
+        await watched(bed)
+        assert await bed.state(other(survivor)) in {"suspended", "claim"}
+        asked = [line.split() for line in (judged / "asked").read_text().splitlines()]
+        assert {(host, role) for host, role, *_ in asked} == {(primary, "primary"), (other(primary), "secondary")}
+        assert {(host, code) for host, _, _, code in asked} >= {(survivor, "0"), (other(survivor), "1")}
+        mend(bed)
+        await ends_well(bed, log, [primary] if survivor == primary else [primary, survivor])
+
+
+JUDGE = """#!{python} -P
+import os, sys, time
+directory, first = sys.argv[1:]
+host, role, generation = (os.environ["COLO_" + name] for name in ("HOST", "ROLE", "GENERATION"))
+record = os.path.join(directory, generation)
+if open(first).read() == host:
+    with open(record + "-" + host, "w") as mine:
+        mine.write(host)
+    try:
+        os.link(record + "-" + host, record)  # the first one, whole
+    except FileExistsError:
+        pass
+if not os.path.exists(record):
+    sys.exit(2)
+code = int(open(record).read() != host)
+with open(os.path.join(directory, "asked"), "a") as asked:
+    asked.write(" ".join((host, role, generation, str(code))) + "\\n")
+sys.exit(code)
+"""
+
+
 AGENT = """#!{python} -P
 import os, subprocess, sys
 given = dict(line.split("=", 1) for line in sys.stdin.read().splitlines())

@@ -21,6 +21,7 @@ from coloproxy.metrics.families import NODE_STATES
 from coloproxy.node import told
 from coloproxy.node.adverts import Said, decode, encode
 from coloproxy.node.facts import HOSTS, Advert, Record, Standing, State
+from coloproxy.node.halt import Halt, Step
 from coloproxy.node.node import Node
 from coloproxy.node.record import Kept, RecordFile
 from coloproxy.node.setting import Setting
@@ -383,3 +384,34 @@ async def test_metrics_know_every_state_of_a_node(tmp_path: Path) -> None:
         }
         assert [name for name, value in values.items() if value == 1] == [state.value]
         assert None not in values.values()
+
+
+# ---------------------------------------------------------------------- a full disk of a VM that is alone
+
+HALTS: list[tuple[str, list[tuple[float, str | None, Step | None]]]] = [
+    # what, [(second, QEMU's run state or "!" for another error of its, what is to be done)]; it stopped at 0, retry 1
+    ("one attempt a second", [(0.5, "io-error", None), (1, "io-error", Step.CONT), (1.5, "io-error", None),
+                              (2, "io-error", Step.CONT)]),
+    ("an attempt that fails is none", [(1, "io-error", Step.CONT), (1.1, "running", Step.OVER)]),
+    ("it is full again at once", [(1, "io-error", Step.CONT), (1.1, "!", None), (1.2, "running", None),
+                                  (1.5, "io-error", None), (2, "io-error", Step.CONT), (2.05, "running", None),
+                                  (2.15, "running", Step.OVER), (3, "running", None)]),
+    ("an operator stops it meanwhile", [(1, "paused", None), (5, "paused", None), (6, "running", Step.OVER)]),
+    ("QEMU does not say", [(1, None, None), (2, "io-error", Step.CONT)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [case[1] for case in HALTS], ids=[case[0] for case in HALTS])
+def test_a_vm_that_its_disk_has_stopped_is_let_go_on(steps: list[tuple[float, str | None, Step | None]]) -> None:
+    halt = Halt(1.0)
+    assert halt.look("io-error", 0.0) is None and halt.look("running", 0.0) is None
+    assert halt.stopped("no space", 0.0)
+    for now, status, wanted in steps:
+        if status == "!":
+            assert not halt.stopped("no space, still", now)
+        else:
+            assert halt.look(status, now) is wanted, now
+        assert halt.reason in ("no space", None)
+    halt.forget()
+    assert halt.reason is None and halt.look("io-error", 100.0) is None
+    assert halt.stopped("no space", 101.0)

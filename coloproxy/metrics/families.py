@@ -88,6 +88,7 @@ NODE: Final = (
     Family("gauge", "arbiter_reachable", "1: the arbiter answers.", one("arbiter", "reachable")),
     Family("gauge", "arbiter_generation", "As the arbiter has it.", one("arbiter", "generation")),
     Family("gauge", "qemu_hung", "1: QEMU runs and does not answer.", one("qemu", "hung")),
+    Family("gauge", "qemu_halted", "1: the VM stands still, for its disk is full.", one("qemu", "halted")),
     Family("gauge", "disk_size_bytes", "Of the VM's disk.", each(("disks",), "name", one("size")), ("disk",)),
     *_rows(
         "gauge",

@@ -23,7 +23,7 @@ from coloproxy.arbiter import Claim, Ruling, Verdict
 from coloproxy.control.protocol import REFUSED
 from coloproxy.control.server import ControlServer
 from coloproxy.disks import Progress, What, read_event
-from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, MisuseError, PeerError
+from coloproxy.errors import ColoproxyError, ControlRefused, DiskError, MisuseError, PeerError, QmpError
 from coloproxy.heartbeat import Heartbeat
 from coloproxy.journal import Journal
 from coloproxy.metrics import MetricsServer
@@ -33,6 +33,7 @@ from coloproxy.run.service import Service
 from . import told
 from .adverts import Said, decode, encode
 from .facts import Facts, Standing, State, VmView, other
+from .halt import IO_ERROR, Halt, Step
 from .machine import Action, Event, decide
 from .planes import make_plane
 from .record import RecordFile
@@ -49,6 +50,7 @@ HISTORY: Final = 200
 RECORD_S: Final = 1.0
 FAILED_S: Final = 60.0  # at most, from one attempt to the next
 _BUSY: Final = frozenset({State.SETTLE, State.JOIN, State.PROTECT})
+_SERVES: Final = frozenset({State.SETTLE, State.ALONE, State.PROTECT})
 _ASKS: Final = frozenset({State.SUSPENDED, State.YIELDED, State.CLAIM, State.STOPPED})
 
 
@@ -89,6 +91,7 @@ class Node:
         self._failure: str | None = None
         self._watching: asyncio.Task[None] | None = None
         self._probe: vmm.Probe | None = None
+        self._halt = Halt(setting.node.retry / 1e9)
         self._failures = 0
         self._link_down_since: float | None = None
         self._outliving: asyncio.Task[None] | None = None
@@ -575,8 +578,9 @@ class Node:
         self._say(Event.VM_SHUTDOWN if wanted else Event.VM_DEAD, ended.text, dead)
 
     def _qemu_says(self, qemu: vmm.QemuProcess, event: vmm.Event) -> None:
+        halted = self.facts.state in _SERVES and self._halt.reason is not None  # each attempt fails with the same words
         if event.name in ("SHUTDOWN", "RESET", "GUEST_PANICKED", "COLO_EXIT", "BLOCK_IO_ERROR", "QUORUM_REPORT_BAD"):
-            log.info("QEMU: %s", vmm.explain_event(event.name, event.data))
+            log.log(logging.DEBUG if halted else logging.INFO, "QEMU: %s", vmm.explain_event(event.name, event.data))
         if event.name == "MIGRATION" and event.data.get("status") == "colo" and self._kept.kept.secondary:
             self._view_is(VmView.COLO, Event.COLO, "QEMU has the primary's state")
         elif event.name == "COLO_EXIT" and event.data.get("reason") != "request":
@@ -593,7 +597,9 @@ class Node:
         elif trouble.what is What.LOCAL_FAILED and self.facts.state in (State.PROTECTED, State.STANDBY, State.READY):
             self._trouble(f"this host's disk has failed, its QEMU is ended: {trouble.text}")
             asyncio.get_running_loop().create_task(self._kill_failed(qemu))
-        else:
+        elif trouble.what is What.GUEST_STOPPED and self.facts.state in _SERVES:
+            self._has_halted(trouble.text)
+        elif not halted:
             self._trouble(trouble.text)
 
     def _view_is(self, view: VmView, event: Event, reason: str) -> None:
@@ -622,13 +628,33 @@ class Node:
             qemu = self._work.qemu
             if qemu is None or qemu.exited.done():
                 silent, self._probe = 0, None
+                self._halt.forget()
                 continue
             self._probe = await qemu.probe()
+            await self._look_at_halt(qemu, self._probe.status)
             silent = silent + 1 if self._probe.health is vmm.Health.SILENT else 0
             if silent >= PROBES and self._work.qemu is qemu:
                 self._trouble(f"QEMU (process {qemu.pid}) has not answered for {silent * PROBE_S:g} s: it is killed")
                 silent = 0
                 await self._kill_failed(qemu)
+
+    def _has_halted(self, reason: str) -> None:
+        if self._halt.stopped(reason, time.monotonic()):
+            self._trouble(f"the VM stands still: {reason}; it goes on when there is room again")
+
+    async def _look_at_halt(self, qemu: vmm.QemuProcess, status: str | None) -> None:
+        """A VM that is alone and whose disk was full."""
+        if self.facts.state not in _SERVES:
+            self._halt.forget()
+            return
+        if status == IO_ERROR and self._halt.reason is None:  # while nobody listened
+            self._has_halted("its disk has failed")
+        match self._halt.look(status, time.monotonic()):
+            case Step.CONT:
+                with contextlib.suppress(QmpError):  # asked again soon
+                    await qemu.execute("cont")
+            case Step.OVER:
+                self._trouble("the VM goes on: its disk takes what it writes")
 
     def _plane_failed(self, reason: str) -> None:
         """The data path is gone: without it this node is worth nothing. A supervisor starts it again."""
@@ -729,6 +755,8 @@ class Node:
                 "pid": qemu.pid,
                 "state": facts.vm.value,
                 "hung": self._probe is not None and self._probe.health is not vmm.Health.RESPONSIVE,
+                "halted": self._halt.reason is not None,
+                "halt_reason": self._halt.reason,
             },
             "disks": disks,
             "resync": self._work.copying.status(),

@@ -138,6 +138,8 @@ def _qemu(node: Status) -> Text | None:
     text = Text(*state_text(qemu.get("state")))
     if qemu.get("hung"):
         text.append("  HUNG", "bold red")
+    if qemu.get("halted"):
+        text.append(f"  STANDS STILL: {plain(qemu.get('halt_reason') or 'its disk')}", "bold red")
     if qemu.get("pid") is not None:
         text.append(f"  pid {plain(qemu['pid'])}", "dim")
     return text

@@ -27,6 +27,7 @@ from coloproxy.vmm import QemuProcess
 
 from .copying import OLD_NEWS_S, WATCHED, Copying
 from .facts import VmView, other
+from .halt import IO_ERROR
 from .plane import Plane
 from .record import RecordFile
 from .setting import Setting
@@ -270,9 +271,12 @@ class Work:
         await self._until_running(qemu)
 
     async def _until_running(self, qemu: QemuProcess, patience_s: float = RUNS_S) -> None:
-        """patience_s: until it is told to. Raises VmmError: it does not come to run; QmpError."""
+        """Or is stopped by its full disk: it goes on by itself then (halt.py).
+
+        patience_s: until it is told to. Raises VmmError: it does not come to run; QmpError.
+        """
         until = time.monotonic() + patience_s
-        while (status := await qemu.status()) != "running":
+        while (status := await qemu.status()) not in ("running", IO_ERROR):
             if time.monotonic() >= until:
                 if status in ("paused", "postmigrate", "finish-migrate", "prelaunch"):
                     await qemu.execute("cont")
@@ -345,6 +349,7 @@ class Work:
         peer, token = other(self._setting.host), ""
         await self._measure()
         disks = self._disks()
+        await self._until_not_halted(qemu)
         tls = await self._credentials(qemu, "client")
         nbd = self._setting.nbd(peer, tls)
         await self._until_reachable(nbd if disks else None)
@@ -353,6 +358,7 @@ class Work:
             since = stack.enter_context(qemu.watch(*WATCHED))
             if disks:
                 token = await self.copying.copy(qemu, disks, nbd, offer, self._setting.node.resync_speed)
+            await self._until_not_halted(qemu)
             await self._plane.become_primary()
             period = self._setting.pair.checkpoint.timing().checkpoint_delay_ms or ON_DEMAND_ONLY
             await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
@@ -371,6 +377,11 @@ class Work:
         """As QEMU's `tls-creds` has it, which is "" for plain text. Raises MisuseError, QmpError, VmmError."""
         credentials = self._setting.credentials()
         return "" if credentials is None else await credentials.offer(qemu, end)
+
+    async def _until_not_halted(self, qemu: QemuProcess) -> None:
+        """QEMU ends itself by an assertion when a VM that its disk has stopped goes into COLO. Raises QmpError."""
+        while await qemu.status() == IO_ERROR:  # noqa: ASYNC110 - QEMU's state, which node.py changes
+            await asyncio.sleep(self._setting.node.retry / 1e9)
 
     async def _until_reachable(self, nbd: replication.Peer | None) -> None:
         """While QEMU connects, its VM stands still: so first it is seen from here whether somebody would answer."""
