@@ -60,6 +60,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from coloproxy.bench.facts import machine
 from coloproxy.errors import ColoproxyError
 from coloproxy.testbed import install_missing
 from real_guests import facts, services
@@ -92,7 +93,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "began": began.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
         "command": ["python", "bench/guests.py", *sys.argv[1:]],
-        "machine": facts.machine(),
+        "machine": machine(),
         "versions": versions | {"guest_kernel": booted.get("guest_kernel")},
         "parameters": {
             "rounds": options.rounds,

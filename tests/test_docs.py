@@ -18,7 +18,7 @@ from coloproxy import Cause, Comparator, Side
 TOP = Path(__file__).resolve().parent.parent
 BENCH_PROGRAMS = [
     TOP / "bench" / f"{name}.py"
-    for name in ("arbiter", "heartbeat", "instructions", "policy", "report", "scaling", "side_by_side")
+    for name in ("arbiter", "heartbeat", "instructions", "report", "scaling", "side_by_side")
 ]
 DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
 
@@ -39,6 +39,7 @@ def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
 def every_help() -> str:
     helps = [
         [sys.executable, "-P", "-m", "coloproxy", "bench", "--help"],
+        [sys.executable, "-P", "-m", "coloproxy", "bench", "policies", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "compare", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "config", "check", "--help"],
         [sys.executable, "-P", "-m", "coloproxy", "ctl", "--help"],
@@ -57,7 +58,6 @@ def every_help() -> str:
         [sys.executable, "-P", str(TOP / "tools" / "tap_failovers.py"), "--help"],
         [sys.executable, "-P", str(TOP / "tools" / "node_cycles.py"), "--help"],
         [sys.executable, str(TOP / "bench" / "guests.py"), "--help"],
-        [sys.executable, str(TOP / "bench" / "policy.py"), "--help"],
         *([sys.executable, str(program), "--help"] for program in BENCH_PROGRAMS),
     ]
     environment = {**os.environ, "COLUMNS": "200"}

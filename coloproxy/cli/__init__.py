@@ -5,12 +5,27 @@ from __future__ import annotations
 
 import sys
 
-from coloproxy.cli import bench, compare, config, ctl, demo, doctor, mutate, node, replay, run, status, top
+from coloproxy.cli import (
+    bench,
+    bench_policies,
+    compare,
+    config,
+    ctl,
+    demo,
+    doctor,
+    mutate,
+    node,
+    replay,
+    run,
+    status,
+    top,
+)
 from coloproxy.cli.app import FAILED, app
 
 __all__ = [
     "app",
     "bench",
+    "bench_policies",
     "compare",
     "config",
     "ctl",

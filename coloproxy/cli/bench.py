@@ -47,6 +47,9 @@ EPILOG = """
   coloproxy bench --server --outdev 127.0.0.1:9003
   coloproxy bench --client --primary-in 127.0.0.1:9001 --secondary-in 127.0.0.1:9002
 
+[bold]Real guests[/bold]: what checkpoint policies do for pauses and for clients
+  coloproxy bench policies --help
+
 [bold]Exit status[/bold]: 0 all that the primary sent came out, once, in order and unchanged; 1 it did not, or the run
 failed; 2 wrong usage; 130 ended by Ctrl-C (the summary is printed all the same).
 """
@@ -70,8 +73,13 @@ class SinkName(StrEnum):
     DISCARD = "discard"
 
 
-@app.command(help=BENCH_HELP, epilog=EPILOG)
+group = typer.Typer(rich_markup_mode="rich")
+app.add_typer(group, name="bench")
+
+
+@group.callback(invoke_without_command=True, help=BENCH_HELP, epilog=EPILOG)
 def bench(
+    context: typer.Context,
     comparator: Annotated[
         ComparatorName, typer.Option(rich_help_panel=COMPARATOR, help="Which to start, on loopback; ended afterwards.")
     ] = ComparatorName.COLOPROXY,
@@ -257,6 +265,9 @@ def bench(
         bool, typer.Option("--json", "-J", rich_help_panel=OUTPUT, help="One JSON object, of iperf3's shape.")
     ] = False,
 ) -> None:
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     # Not before now: --help and the other commands do without the generator.
     from coloproxy.bench.document import document
     from coloproxy.bench.lines import HEADER, interval_line, summary
@@ -377,6 +388,18 @@ def bench(
     except KeyboardInterrupt:
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Those before a subcommand would have no effect."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"it is not for {context.invoked_subcommand}, whose options come behind it",
+                ctx=context,
+                param_hint=parameter.opts[0],
+            )
 
 
 def _address(text: str | None, option: str) -> Address | None:

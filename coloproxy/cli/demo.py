@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from coloproxy.cli.app import FAILED, INTERRUPTED, app
+from coloproxy.cli.signals import until_signal
 from coloproxy.errors import ColoproxyError
 
 
@@ -77,7 +76,7 @@ def demo(
     )
     code = 0
     try:
-        asyncio.run(_until_signal(run_demo(options, console)))
+        asyncio.run(until_signal(run_demo(options, console)))
     except ColoproxyError as error:
         console.print(Text(f"coloproxy demo: {error}", style="bold red"), soft_wrap=True)
         code = FAILED
@@ -85,10 +84,3 @@ def demo(
         console.print("coloproxy demo: interrupted; everything it started is gone")
         code = INTERRUPTED
     raise typer.Exit(code)
-
-
-async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work`; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task

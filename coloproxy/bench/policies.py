@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint policies against each other, with real guests in COLO: on demand only, fixed periods, adaptive.
 
-    python bench/policy.py [--rounds 3] [--seconds 20] [--budgets 5] [--attach tap] [--json FILE]
-    python bench/policy.py --quick
-
 Each round boots the guest anew for each policy, in an order that changes from round to round, and lets a client send
-the same requests at the same times (real_guests/burst_client.py) to a guest that writes to so many pages a second
-(real_guests/dirtier.c), one piece of work after the other. Pauses and what they were for are from coloproxy's journal
-(docs/events.md). Percentiles are of all rounds together. Exit status 1: something couldn't be measured. Root, Debian.
+the same requests at the same times (burst_client.py) to a guest that writes to so many pages a second (dirtier.c), one
+piece of work after the other. Pauses and what they were for are from coloproxy's journal (docs/events.md). Percentiles
+are of all rounds together. The document that `measure()` returns:
 
-What --json writes is one object:
-
-    schema      "coloproxy-policy/1"
+    schema      "coloproxy-policies/1"
     began       RFC 3339
     machine, versions, parameters
     works       {work: title}, in order
@@ -27,7 +22,6 @@ differ_{p50,p90,p99,max}_ms: requests whose answers differ; all_{p50,p99,max}_ms
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import datetime
@@ -37,12 +31,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from coloproxy.bench.facts import machine, versions
 from coloproxy.checkpoint_policy import QUIET
 from coloproxy.demo.journal import JournalFollower
-from coloproxy.errors import ColoproxyError
+from coloproxy.errors import ColoproxyError, MisuseError
 from coloproxy.testbed import (
     AddedFile,
     Addition,
@@ -54,23 +50,26 @@ from coloproxy.testbed import (
     coloproxy_compare,
     install_missing,
 )
+from coloproxy.testbed.errors import TestbedError
 from coloproxy.testbed.guest_files import GUEST_IPV4
 from coloproxy.testbed.pair_toml import PairFile
 from coloproxy.testbed.tap_pair import TapOptions, TapPair
-from real_guests import facts
 
-SCHEMA: Final = "coloproxy-policy/1"
+SCHEMA: Final = "coloproxy-policies/1"
 PORT: Final = 7077
 AREA: Final = 16384  # pages: 64 MiB
 Checkpoints = Mapping[str, str | int]
-HERE: Final = Path(__file__).with_name("real_guests")
+Document = dict[str, Any]
+Tell = Callable[[str], None]
+_PROGRAM: Final = Path(__file__).with_name("dirtier.c")
+_CLIENT: Final = "coloproxy.bench.burst_client"
 
 WORKS: Final[dict[str, tuple[str, int, float, float]]] = {
-    # name: (title, pages a second, mean lull in seconds, part of --seconds)
-    "bursts_2000": ("bursts, 1 s apart; 2,000 pages/s", 2000, 1.0, 1.0),
-    "bursts_8000": ("bursts, 1 s apart; 8,000 pages/s", 8000, 1.0, 1.0),
-    "bursts_idle": ("bursts, 1 s apart; the guest writes nothing else", 0, 1.0, 0.75),
-    "steady_2000": ("a request each 5 ms, no lull; 2,000 pages/s", 2000, 0.0, 0.5),
+    # name: (title, pages a second, mean lull in seconds, part of the seconds)
+    "bursts-2000": ("bursts, 1 s apart; 2,000 pages/s", 2000, 1.0, 1.0),
+    "bursts-8000": ("bursts, 1 s apart; 8,000 pages/s", 8000, 1.0, 1.0),
+    "bursts-idle": ("bursts, 1 s apart; the guest writes nothing else", 0, 1.0, 0.75),
+    "steady-2000": ("a request each 5 ms, no lull; 2,000 pages/s", 2000, 0.0, 0.5),
 }
 COLUMNS: Final = {
     "checkpoints_per_minute": "checkpoints / min",
@@ -90,34 +89,58 @@ COLUMNS: Final = {
 }
 
 
-def report(text: str) -> None:
-    """A line of progress."""
-    print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    rounds: int = 3
+    seconds: float = 20.0
+    """Of each piece of work, or a part of it (WORKS)."""
+    periods: tuple[int, ...] = (1000, 200)
+    """Of the fixed policies, in ms."""
+    budgets: tuple[int, ...] = (5,)
+    """Of the adaptive ones, in percent."""
+    works: tuple[str, ...] = tuple(WORKS)
+    attach: Literal["tap", "filters"] = "tap"
+    comparator_options: tuple[str, ...] = ()
+    """More for `coloproxy compare`: attach = "filters"."""
+
+    def check(self) -> None:
+        """Raises MisuseError."""
+        if self.comparator_options and self.attach != "filters":
+            raise MisuseError("--comparator-options are those of coloproxy compare: with --attach filters only")
+        for values, option in ((self.periods, "--period"), (self.budgets, "--budget"), (self.works, "--work")):
+            if len(set(values)) != len(values):
+                raise MisuseError(f"{option}: one of them is given twice")
+
+    def policies(self) -> dict[str, Checkpoints]:
+        """By name, with the keys of pair.toml's `checkpoint` that make them."""
+        return {
+            "on demand": {},
+            **{f"fixed {_period(period)}": {"period": f"{period}ms"} for period in self.periods},
+            **{f"adaptive {budget} %": {"policy": "adaptive", "budget": budget} for budget in self.budgets},
+        }
 
 
-def policies(budgets: list[int]) -> dict[str, Checkpoints]:
-    """By name, with the keys of pair.toml's `checkpoint` that make them."""
-    return {
-        "on demand": {},
-        "fixed 1 s": {"period": "1000ms"},
-        "fixed 200 ms": {"period": "200ms"},
-        **{f"adaptive {budget} %": {"policy": "adaptive", "budget": budget} for budget in budgets},
-    }
+def _period(milliseconds: int) -> str:
+    return f"{milliseconds} ms" if milliseconds % 1000 else f"{milliseconds // 1000} s"
 
 
 def addition() -> Addition:
-    """The guest's program, built here."""
+    """The guest's program, built here. Raises TestbedError."""
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "dirtier"
-        argv = ["cc", "-O2", "-static", "-pthread", "-o", str(program), str(HERE / "dirtier.c")]
-        subprocess.run(argv, check=True)
+        argv = ["cc", "-O2", "-static", "-pthread", "-o", str(program), str(_PROGRAM)]
+        try:
+            subprocess.run(argv, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", "") or error
+            raise TestbedError(f"the guest's program can't be built: {why}") from error
         files = {"usr/bin/dirtier": AddedFile(program.read_bytes(), 0o755)}
     return Addition(files, f"/usr/bin/dirtier {PORT} > /dev/null 2>&1 &\n")
 
 
-async def measure_policy(
-    more: Checkpoints, extra: Addition, number: int, options: argparse.Namespace
-) -> dict[str, Any]:
+async def measure_policy(more: Checkpoints, extra: Addition, number: int, options: Options) -> dict[str, Any]:
     """All works with one policy. Raises TestbedError."""
     results: dict[str, Any] = {}
     async with contextlib.AsyncExitStack() as stack:
@@ -125,7 +148,7 @@ async def measure_policy(
         for name in options.works:
             _, rate, lull, part = WORKS[name]
             seconds = options.seconds * part
-            argv = [sys.executable, "-P", str(HERE / "burst_client.py"), "--host", GUEST_IPV4, "--port", str(PORT)]
+            argv = [sys.executable, "-P", "-m", _CLIENT, "--host", GUEST_IPV4, "--port", str(PORT)]
             argv += ["--seconds", str(seconds), "--lull", str(lull), "--seed", str(number)]
             argv += ["--dirty", str(rate), str(AREA)]
             done = (await bed.client.run(*argv, deadline=4 * seconds + 30)).check()
@@ -142,7 +165,7 @@ async def measure_policy(
 
 
 async def start_pair(
-    stack: contextlib.AsyncExitStack, more: Checkpoints, extra: Addition, options: argparse.Namespace
+    stack: contextlib.AsyncExitStack, more: Checkpoints, extra: Addition, options: Options
 ) -> tuple[TestBed, Callable[[], list[dict[str, Any]]]]:
     """A protected pair with that policy, and what reads the journal's committed checkpoints."""
     kind = "checkpoint-committed"
@@ -156,7 +179,7 @@ async def start_pair(
         return tap, lambda: tap.journal("primary", kind)
 
     def command(endpoints: Endpoints) -> Sequence[str]:
-        argv = ["--json-events", str(endpoints.directory / "events.log"), *options.coloproxy_options]
+        argv = ["--json-events", str(endpoints.directory / "events.log"), *options.comparator_options]
         for key, value in more.items():
             argv += [f"--checkpoint-{key}", str(value).removesuffix("ms")]
         return coloproxy_compare(*argv)(endpoints)
@@ -176,12 +199,16 @@ async def start_pair(
     return pair, commits
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything; returns what --json writes."""
+async def measure(options: Options, tell: Tell) -> Document:
+    """Everything; see the module. A policy that can't be measured in a round is told in it.
+
+    tell: of the progress, a line each. Raises MisuseError, TestbedError: nothing can be measured here.
+    """
+    options.check()
     began = datetime.datetime.now(datetime.UTC)
-    await asyncio.to_thread(install_missing, report)
+    await asyncio.to_thread(install_missing, tell)
     extra = await asyncio.to_thread(addition)
-    all_of_them = list(policies(options.budgets).items())
+    all_of_them = list(options.policies().items())
     rounds: list[dict[str, Any]] = []
     for number in range(1, options.rounds + 1):
         turn = (number - 1) % len(all_of_them)
@@ -191,14 +218,14 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 entry["results"] = await measure_policy(more, extra, number, options)
             except ColoproxyError as error:
                 entry["error"] = str(error)
-            report(f"round {number}, {name}: {entry['error'] or 'measured'}")
+            tell(f"round {number}, {name}: {entry['error'] or 'measured'}")
             rounds.append(entry)
     return {
         "schema": SCHEMA,
         "began": began.isoformat(timespec="seconds"),
-        "machine": facts.machine(),
-        "versions": await asyncio.to_thread(facts.versions),
-        "parameters": {name: getattr(options, name) for name in ("attach", "rounds", "seconds", "coloproxy_options")},
+        "machine": machine(),
+        "versions": await asyncio.to_thread(versions),
+        "parameters": {name: getattr(options, name) for name in ("attach", "rounds", "seconds", "comparator_options")},
         "works": {name: WORKS[name][0] for name in options.works},
         "policies": dict(all_of_them),
         "rounds": rounds,
@@ -241,8 +268,15 @@ def percentile(values: list[int], percent: int) -> float | None:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)] / 1e6
 
 
-def table(document: dict[str, Any]) -> list[str]:
-    """Markdown: a row for each work and policy."""
+def is_whole(document: Document) -> bool:
+    """Everything was measured, and each request was answered rightly."""
+    return not any(
+        entry["error"] or any(result["errors"] for result in entry["results"].values()) for entry in document["rounds"]
+    )
+
+
+def markdown(document: Document) -> list[str]:
+    """A table: a row for each work and policy."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for work, title in document["works"].items():
         lines.append(f"| **{title}** |" + " |" * len(COLUMNS))
@@ -250,36 +284,3 @@ def table(document: dict[str, Any]) -> list[str]:
             cells = ["-" if row[name] is None else f"{row[name]:.3g}" for name in COLUMNS]
             lines.append(f"| {policy} | " + " | ".join(cells) + " |")
     return lines
-
-
-def main() -> int:
-    """Measures, prints the table, writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, help="(3; quick: 1)")
-    parser.add_argument("--seconds", type=float, help="of each piece of work (20; quick: 3)")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[5], help="of adaptive, in percent (5)")
-    parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS), help="(all)")
-    parser.add_argument("--coloproxy-options", type=str.split, default=[], metavar="TEXT", help="for coloproxy compare")
-    parser.add_argument("--attach", choices=("filters", "tap"), default="tap", help="QEMU's filters, or TAP (tap)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: its figures are no figures")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (3.0 if options.quick else 20.0)
-    try:
-        document = asyncio.run(measure(options))
-    except (ColoproxyError, subprocess.CalledProcessError) as error:
-        print(f"policy.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    for line in table(document):
-        print(line)
-    if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    wrong = [r for r in document["rounds"] if r["error"] or any(x["errors"] for x in r["results"].values())]
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

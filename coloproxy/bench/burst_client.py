@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program of its own, run in the client's namespace: requests to dirtier.c in bursts; a JSON object in the end.
 
-    python burst_client.py --host 10.99.0.2 --port 7077 --seconds 20 --lull 1.0 --seed 1
+    python -m coloproxy.bench.burst_client --host 10.99.0.2 --port 7077 --seconds 9 --lull 1 --seed 1 --dirty 2000 16384
 
 One connection; a burst is eight requests one after the other, of which the first and the fifth are answered
 differently by the two VMs. Between two bursts there is nothing: `lull` seconds as a mean, spread as Poisson's. A lull
