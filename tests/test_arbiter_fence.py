@@ -18,7 +18,7 @@ from arbiter_world import VirtualLoop
 from coloproxy.arbiter import Arbiter, Claim, FenceArbiter, FenceOptions, Ruling, Verdict
 from coloproxy.arbiter.claim import Role
 from coloproxy.errors import MisuseError
-from coloproxy.program import Ended, run_program
+from coloproxy.program import MAX_LINE, Ended, run_program
 
 WON, UNKNOWN = Verdict.WON, Verdict.UNKNOWN
 
@@ -128,6 +128,24 @@ async def test_no_password_in_reasons_and_logs(bench: Bench, caplog: pytest.LogC
     assert "no login with ***" in ruling.reason
     assert "no login with ***" in caplog.text
     assert "geheim" not in ruling.reason + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "shown"),
+    [
+        ("passwd", "no login with geheim!", "no login with ***!"),
+        ("snmp_community", "geheim", "***"),
+        ("SECRET_KEY", "geheim geheim", "*** ***"),
+        ("ip", "geheim", "geheim"),
+        ("passwd", "x" * (MAX_LINE - 4) + "gehe", "x" * (MAX_LINE - 4) + "***"),  # the line was cut within
+        ("passwd", "x" * MAX_LINE, "x" * MAX_LINE),
+        ("passwd", "gehe", "gehe"),
+    ],
+)
+def test_a_secret_is_masked_wherever_it_ends(option: str, text: str, shown: str) -> None:
+    options = FenceOptions("fence_x", {option: "geheim"})
+    assert "geheim" not in repr(options)
+    assert FenceArbiter(options)._masked(text) == shown
 
 
 @pytest.mark.parametrize("plan", ['{"off": ["hang"]}', '{"off": [0], "status": ["hang"]}'])

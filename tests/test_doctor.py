@@ -391,6 +391,17 @@ def test_images(tmp_path: Path) -> None:
     assert "it is no qcow2" in one("images", Subject(images=(broken,))).text
 
 
+@needs_images
+def test_what_a_guest_writes_to_its_raw_disk_is_not_taken_for_a_format(tmp_path: Path) -> None:
+    """qemu-img would open what such a header names: other files of the host, addresses."""
+    disk = create(tmp_path / "disk.img", "-f", "qcow2", "-F", "raw", "-b", "/dev/null", "64M")
+    os.truncate(disk, 1 << 20)
+    assert one("images", Subject(images=(disk,))).level is Level.WARN  # or this proves nothing
+    raw = Subject(images=(disk,), raw=frozenset({disk}))
+    assert one("images", raw).text == f"{disk}: raw, 1048576 bytes"
+    assert one("image-sizes", raw).text == "disk.img 1048576"
+
+
 def test_room_for_overlays(tmp_path: Path) -> None:
     assert look("overlay-space", Subject()) == []
     assert one("overlay-space", Subject(overlays=tmp_path / "not" / "yet")).level is Level.OK

@@ -269,6 +269,27 @@ async def test_a_client_that_says_nothing_is_closed() -> None:
             assert await asyncio.to_thread(silent.recv, 1) == b""
 
 
+async def test_a_client_that_says_a_letter_now_and_then_keeps_no_place() -> None:
+    """Each letter comes in time; the request as a whole does not."""
+
+    def drip(client: socket.socket) -> bool:
+        client.settimeout(0.05)
+        for _ in range(int(DEADLINE / 0.05)):
+            try:
+                client.sendall(b"G")
+                if client.recv(1) == b"":
+                    return True
+            except TimeoutError:
+                continue
+            except OSError:
+                return True
+        return False
+
+    async with serving(Limits(clients=1, client_s=DEADLINE, request_s=0.3)) as where:
+        with connect(where) as slow:
+            assert await asyncio.to_thread(drip, slow)
+
+
 async def test_a_status_that_does_not_come() -> None:
     def status() -> dict[str, Any]:
         raise TimeoutError

@@ -20,8 +20,9 @@ from coloproxy.metrics.collector import StatusCollector
 from coloproxy.metrics.families import NODE_STATES
 from coloproxy.node import told
 from coloproxy.node.adverts import Said, decode, encode
-from coloproxy.node.facts import HOSTS, Advert, Record, Standing, State
+from coloproxy.node.facts import HOSTS, Advert, Record, Standing, State, VmView
 from coloproxy.node.halt import Halt, Step
+from coloproxy.node.machine import Event
 from coloproxy.node.node import Node
 from coloproxy.node.record import Kept, RecordFile
 from coloproxy.node.setting import Setting
@@ -128,6 +129,18 @@ def test_a_full_disk_takes_another_record(tmp_path: Path) -> None:
     file.note(made="/" + "x" * 4096)
     assert (tmp_path / "state.json").stat().st_size == 8192
     assert RecordFile(tmp_path).kept == file.kept
+
+
+def test_a_record_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """The directory may be QEMU's user's."""
+    precious = tmp_path / "precious"
+    precious.write_text("root's own\n")
+    directory = tmp_path / "state"
+    directory.mkdir()
+    (directory / "state.new").symlink_to(precious)
+    with pytest.raises(OSError):
+        RecordFile(directory).write(Record(Standing.OWNER, 3))
+    assert precious.read_text() == "root's own\n"
 
 
 # ---------------------------------------------------------------------- what the heartbeat carries
@@ -415,3 +428,33 @@ def test_a_vm_that_its_disk_has_stopped_is_let_go_on(steps: list[tuple[float, st
     halt.forget()
     assert halt.reason is None and halt.look("io-error", 100.0) is None
     assert halt.stopped("no space", 101.0)
+
+
+# ---------------------------------------------------------------------- what QMP said while nobody heard it
+
+
+@pytest.mark.parametrize(
+    ("state", "vm", "found", "asked"),
+    [
+        (State.PROTECTED, VmView.COLO, VmView.RUNNING, True),
+        (State.STANDBY, VmView.COLO, VmView.RUNNING, True),
+        (State.PROTECTED, VmView.COLO, VmView.COLO, False),
+        (State.SETTLE, VmView.COLO, VmView.RUNNING, False),  # we have ended it ourselves
+        (State.ALONE, VmView.RUNNING, VmView.RUNNING, False),
+    ],
+)
+async def test_the_end_of_colo_is_looked_for_when_events_were_missed(
+    tmp_path: Path, state: State, vm: VmView, found: VmView, asked: bool
+) -> None:
+    made = await node(tmp_path)
+    made.facts = made.facts.with_(state=state, vm=vm)
+    qemu = object()
+    made._work.qemu = qemu  # type: ignore[assignment]
+
+    async def view() -> VmView:
+        return found
+
+    made._work.view = view  # type: ignore[method-assign]
+    await made._look_for_missed(qemu)  # type: ignore[arg-type]
+    said = [] if made._queue.empty() else [made._queue.get_nowait().event]
+    assert said == ([Event.COLO_LOST] if asked else [])

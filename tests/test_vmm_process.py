@@ -35,9 +35,11 @@ from coloproxy.vmm import (
 )
 from coloproxy.vmm import command_line as make_command_line
 from coloproxy.vmm.bus import Bus
+from coloproxy.vmm.detached import Account
 from coloproxy.vmm.files import LOG_LIMIT, log_tail, open_log, trim_log
 from coloproxy.vmm.holder import listener, pidfile_holder
 from coloproxy.vmm.pidfd import Pidfd
+from coloproxy.vmm.process import _give
 
 LONG_S = 30.0  # never met, unless something is wrong
 TCG = Acceleration("tcg")
@@ -649,3 +651,47 @@ def test_the_log_is_rotated_at_a_start(tmp_path: Path) -> None:
         assert log_tail(state.files) == "short"
         assert log_tail(state.files, offset=3, limit=2) == "t"
         assert log_tail(state.files, offset=99) == ""
+
+
+# -------------------------------------- a directory of a QEMU's that is not its own master any more
+
+
+@pytest.mark.parametrize("name", ["lock", "qemu.log", "qemu.log.1"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_nothing_of_the_hosts_is_written_through_a_link(tmp_path: Path, name: str, kind: str) -> None:
+    """With `user` the directory is QEMU's user's, and we are root."""
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"root's own\n" + b"x" * (LOG_LIMIT + 1))
+    before = precious.read_bytes()
+    state = StateDirectory.open(tmp_path / "state")
+    files = state.files
+    files.log.write_bytes(b"y" * (LOG_LIMIT + 1))
+    path = files.directory / name
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(precious)
+    else:
+        os.mkfifo(path)
+    if name == "lock":
+        state.close()
+        with pytest.raises(VmmError, match="can't be used"):
+            StateDirectory.open(files.directory)
+    elif name == "qemu.log":
+        assert log_tail(files) == ""
+        with pytest.raises(VmmError):
+            trim_log(files)
+    else:
+        assert trim_log(files)
+        assert files.old_log.read_bytes() == b"y" * LOG_LIMIT
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_nothing_of_the_hosts_is_given_away_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.touch()
+    with StateDirectory.open(tmp_path / "state") as state:
+        state.files.pidfile.symlink_to(precious)
+        _give(state.files, Account("nobody", 65534, 65534, (65534,)))
+        assert state.files.directory.stat().st_uid == 65534
+    assert precious.stat().st_uid == 0

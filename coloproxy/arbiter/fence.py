@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ..errors import MisuseError
-from ..program import Ended, run_program
+from ..program import MAX_LINE, Ended, run_program
 from .claim import Claim, Host, Ruling, Verdict, check_name, check_pair
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _STATUS_ON: Final = 0
 _STATUS_OFF: Final = 2
 _PLACES: Final = "/usr/sbin:/sbin:/usr/local/sbin"  # where agents are, and a service's PATH may not lead
-_SECRET: Final = ("passw", "secret", "token", "identity")  # in an option's name: its value is not for the log
+_SECRET: Final = ("passw", "secret", "token", "identity", "community", "key")  # in an option's name: not for the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class FenceOptions:
     """
 
     agent: str
-    options: Mapping[str, str]
+    options: Mapping[str, str] = field(repr=False)
     action: Literal["off", "reboot"] = "off"
     verify: bool = True
     deadline_s: float = 60.0
@@ -153,6 +153,9 @@ class FenceArbiter:
 
     def _masked(self, text: str) -> str:
         for key, value in self._options.options.items():
-            if value and any(word in key for word in _SECRET):
+            if value and any(word in key.lower() for word in _SECRET):
                 text = text.replace(value, "***")
+                if len(text) >= MAX_LINE:  # it may have been cut off within
+                    shown = next((n for n in range(len(value) - 1, 0, -1) if text.endswith(value[:n])), 0)
+                    text = text[: len(text) - shown] + ("***" if shown else "")
         return text

@@ -61,6 +61,7 @@ class Subject:
         ports: that must be free here, or reachable there.
         qemu_user: whom QEMU runs as; None: as we do.
         images: the VM's disks.
+        raw: those of them whose format is raw: what their guest has written there says nothing of their format.
         made: images that are not there are made by the node.
         overlays: where the disks' overlays are put.
         ram_bytes: of the guest.
@@ -77,6 +78,7 @@ class Subject:
     ports: tuple[Port, ...] = ()
     qemu_user: str | None = None
     images: tuple[Path, ...] = ()
+    raw: frozenset[Path] = frozenset()
     made: bool = False
     overlays: Path | None = None
     ram_bytes: int | None = None

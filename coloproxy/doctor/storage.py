@@ -36,8 +36,7 @@ def _image(subject: Subject, path: Path) -> Iterator[Finding]:
     if not os.access(path, os.R_OK | os.W_OK):
         yield fail(f"{path}: may not be read and written", "give it to the user that QEMU runs as")
         return
-    # -U: it may be in use; nothing is changed.
-    text = output_of([subject.qemu_img, "info", "-U", "--output=json", str(path)])
+    text = _info(subject, path)
     if text is None:
         return  # qemu-img has its own check
     info: dict[str, Any] = json.loads(text)
@@ -61,12 +60,19 @@ def _image(subject: Subject, path: Path) -> Iterator[Finding]:
     yield ok(f"{path}: {info['format']}, {size} bytes")
 
 
+def _info(subject: Subject, path: Path) -> str | None:
+    """-U: it may be in use; nothing is changed. Of a raw image the format must not be guessed: its first bytes are the
+    guest's, and could make qemu-img open any file or address of the host's."""
+    form = ["-f", "raw"] if path in subject.raw else []
+    return output_of([subject.qemu_img, "info", "-U", *form, "--output=json", str(path)])
+
+
 @check("image-sizes", "whether all images can be opened at their size on both hosts: compare this line")
 def sizes(subject: Subject) -> Iterator[Finding]:
     """The other host's doctor says the same, or one of them is wrong."""
     found = []
     for path in subject.images:
-        if path.exists() and (text := output_of([subject.qemu_img, "info", "-U", "--output=json", str(path)])):
+        if path.exists() and (text := _info(subject, path)):
             found.append(f"{path.name} {json.loads(text)['virtual-size']}")
     if found:
         yield ok(", ".join(found))

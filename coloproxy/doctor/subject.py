@@ -47,6 +47,7 @@ def _of_node(pair: Pair, node: Node, other: Pair, its: Node, subject: Subject) -
         peer=subject.peer or its.address,
         ports=(*subject.ports, *_ports(pair, node, ours=True), *_ports(other, its, ours=False)),
         images=subject.images or disks,
+        raw=frozenset(Path(disk.image) for disk in node.disks if disk.format == "raw"),
         made=pair.host == "b",
         overlays=subject.overlays or pair.state_directory,
         ram_bytes=subject.ram_bytes or ram_of([*node.qemu.options, *node.qemu.extra]),

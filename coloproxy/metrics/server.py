@@ -33,12 +33,14 @@ class Limits:
 
     Attributes:
         clients: at a time; one more is closed.
-        client_s: s that a client may take to say what it wants, and between two of its packets.
+        client_s: s between two packets of a client.
+        request_s: s that a client may take in all, so that one that says a letter now and then keeps no place.
         status_s: s that the event loop may take to give the status.
     """
 
     clients: int = 8
     client_s: float = 5.0
+    request_s: float = 20.0
     status_s: float = 5.0
 
 
@@ -147,6 +149,11 @@ class _Handler(WSGIRequestHandler):
         return str(self.client_address[0])  # no question to a name server
 
 
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has just ended
+        request.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
@@ -154,7 +161,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, place: tuple[str, int], family: socket.AddressFamily, limits: Limits) -> None:
         self.address_family = family
         self._free = threading.BoundedSemaphore(limits.clients)
-        self._client_s = limits.client_s
+        self._limits = limits
         super().__init__(place, _Handler)
 
     def server_bind(self) -> None:
@@ -171,13 +178,17 @@ class _Server(ThreadingMixIn, WSGIServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        request.settimeout(self._client_s)
+        request.settimeout(self._limits.client_s)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        end = threading.Timer(self._limits.request_s, _cut, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -90,6 +90,7 @@ class Node:
         self._stop = asyncio.Event()
         self._failure: str | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._killing: set[asyncio.Task[None]] = set()
         self._probe: vmm.Probe | None = None
         self._halt = Halt(setting.node.retry / 1e9)
         self._failures = 0
@@ -557,6 +558,7 @@ class Node:
         self._watching = asyncio.create_task(self._guarded(self._follow(qemu)))
 
     async def _follow(self, qemu: vmm.QemuProcess) -> None:
+        missed = 0
         with qemu.watch() as events:
             while True:
                 item = await events.get()
@@ -567,8 +569,22 @@ class Node:
                         return
                     case vmm.Event():
                         self._qemu_says(qemu, item)
+                    case vmm.Connected():
+                        await self._look_for_missed(qemu)
                     case _:
                         pass
+                if events.lost != missed:
+                    missed = events.lost
+                    await self._look_for_missed(qemu)
+
+    async def _look_for_missed(self, qemu: vmm.QemuProcess) -> None:
+        """QMP was away, or has said more than there was room for: was the end of COLO among it?"""
+
+        def believed() -> bool:
+            return self.facts.vm is VmView.COLO and self.facts.state in (State.PROTECTED, State.STANDBY)
+
+        if self._work.qemu is qemu and believed() and await self._work.view() is VmView.RUNNING and believed():
+            self._lost_colo("QEMU is not in COLO any more, which was not heard")
 
     def _qemu_ended(self, ended: vmm.Exit) -> None:
         def dead() -> None:
@@ -596,7 +612,9 @@ class Node:
                 self._lost_colo(trouble.text)
         elif trouble.what is What.LOCAL_FAILED and self.facts.state in (State.PROTECTED, State.STANDBY, State.READY):
             self._trouble(f"this host's disk has failed, its QEMU is ended: {trouble.text}")
-            asyncio.get_running_loop().create_task(self._kill_failed(qemu))
+            killing = asyncio.get_running_loop().create_task(self._kill_failed(qemu))
+            self._killing.add(killing)  # the loop itself keeps a task by a weak reference only
+            killing.add_done_callback(self._killing.discard)
         elif trouble.what is What.GUEST_STOPPED and self.facts.state in _SERVES:
             self._has_halted(trouble.text)
         elif not halted:

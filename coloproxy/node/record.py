@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from coloproxy.errors import ConfigError
+from coloproxy.vmm.files import open_plain
 
 from .facts import Record, Standing
 
@@ -72,7 +73,7 @@ class RecordFile:
         }
         text = json.dumps(document, indent=1).encode()
         size = -(-(len(text) + 1) // BLOCK) * BLOCK
-        with self._draft.open("r+b" if self._draft.exists() else "xb") as file:
+        with os.fdopen(open_plain(self._draft, os.O_RDWR | os.O_CREAT), "r+b") as file:
             file.write(text.ljust(size - 1) + b"\n")
             file.truncate()
             file.flush()

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of one VM's QEMU in the node's state directory, and who may use them."""
+"""The files of one VM's QEMU in the node's state directory, and who may use them.
+
+With `user` the directory is QEMU's user's, whereas we may be root: so nothing here follows a symbolic link, or opens
+what is no ordinary file. A QEMU that its guest has broken out of would get more than it has otherwise.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -86,7 +92,7 @@ class StateDirectory:
         files = Files.below(directory)
         try:
             files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = open_plain(files.lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise VmmError(f"{files.directory}: can't be used: {error.strerror}") from error
         try:
@@ -120,13 +126,22 @@ class StateDirectory:
         self.close()
 
 
+def open_plain(path: Path, flags: int) -> int:
+    """A descriptor of an ordinary file, made with mode 0600 if `flags` say so. Raises OSError: it is anything else."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    return fd
+
+
 def open_log(files: Files) -> int:
     """A descriptor to append to qemu.log, after rotation if it is too long. The caller closes it. Raises VmmError."""
     try:
         with contextlib.suppress(FileNotFoundError):
             if files.log.stat().st_size > LOG_LIMIT:
                 files.log.replace(files.old_log)
-        return os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return open_plain(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise VmmError(f"{files.log}: {error.strerror}") from error
 
@@ -138,12 +153,14 @@ def trim_log(files: Files) -> bool:
     writes between the two steps is lost. True if that was needed. Raises VmmError.
     """
     try:
-        with files.log.open("r+b") as log:
+        with os.fdopen(open_plain(files.log, os.O_RDWR), "r+b") as log:
             size = log.seek(0, os.SEEK_END)
             if size <= LOG_LIMIT:
                 return False
             log.seek(size - LOG_LIMIT)
-            files.old_log.write_bytes(log.read(LOG_LIMIT))
+            files.old_log.unlink(missing_ok=True)
+            with os.fdopen(open_plain(files.old_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as old:
+                old.write(log.read(LOG_LIMIT))
             log.truncate(0)
     except FileNotFoundError:
         return False
@@ -155,7 +172,7 @@ def trim_log(files: Files) -> bool:
 def log_tail(files: Files, offset: int = 0, limit: int = 2000) -> str:
     """The last `limit` bytes of qemu.log from `offset` on, as text; "" if there is no log."""
     try:
-        with files.log.open("rb") as log:
+        with os.fdopen(open_plain(files.log, os.O_RDONLY), "rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(size - limit, min(offset, size), 0))
             return log.read(limit).decode(errors="replace").strip()

@@ -401,7 +401,7 @@ def _give(files: Files, account: Account) -> None:
     try:
         os.chown(files.directory, account.uid, account.gid)
         with contextlib.suppress(FileNotFoundError):
-            os.chown(files.pidfile, account.uid, account.gid)
+            os.chown(files.pidfile, account.uid, account.gid, follow_symlinks=False)
     except OSError as error:
         raise VmmError(f"{files.directory}: can't be given to user {account.name}: {error.strerror}") from error
 
