@@ -48,8 +48,10 @@ class Plane(Protocol):
         """Fed and heard by the primary; nothing of this VM reaches a client."""
 
     async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
-        """The secondary's VM is made to run by itself (`run_alone`); its connections are kept; open, announce, translate
-        on. Idempotent."""
+        """`run_alone` makes the secondary's VM run by itself; its connections are kept; open, announce, translate on.
+
+        Idempotent.
+        """
 
     async def go_alone(self, reason: str) -> None:
         """A primary's that has lost its secondary: release what is held, and pass. Of no effect on others."""
