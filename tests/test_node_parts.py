@@ -257,7 +257,7 @@ def test_each_host_sees_its_own_values(tmp_path: Path) -> None:
         assert setting.in_role("primary").link.secondary.host == theirs[0]
         assert setting.in_role("secondary").link.secondary.host == ours[0]
         assert setting.migration("b") == "tcp:192.0.2.2:9831"
-        assert (setting.nbd("a").host, setting.nbd("a").port) == ("192.0.2.1", 9830)
+        assert (setting.nbd("a", "").host, setting.nbd("a", "").port) == ("192.0.2.1", 9830)
 
 
 @pytest.mark.parametrize("timeout", ["150ms", "400ms", "5s", "600s"])
