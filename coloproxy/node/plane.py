@@ -47,10 +47,13 @@ class Plane(Protocol):
     async def become_secondary(self) -> None:
         """Fed and heard by the primary; nothing of this VM reaches a client."""
 
-    async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
+    async def take_over(
+        self, reason: str, run_alone: Callable[[], Awaitable[None]], before_heard: Callable[[], Awaitable[None]]
+    ) -> None:
         """`run_alone` makes the secondary's VM run by itself; its connections are kept; open, announce, translate on.
 
-        Idempotent.
+        before_heard: done before a client hears the VM, too; beside the keeping, for each waits for a disk. Never
+        raises. Idempotent.
         """
 
     async def go_alone(self, reason: str) -> None:

@@ -121,15 +121,18 @@ class TapPlane:
             log.warning("%s: %s", self._table, error)
             return False
 
-    async def take_over(self, reason: str, run_alone: Callable[[], Awaitable[None]]) -> None:
+    async def take_over(
+        self, reason: str, run_alone: Callable[[], Awaitable[None]], before_heard: Callable[[], Awaitable[None]]
+    ) -> None:
         if isinstance(self.vm, SecondaryVm):
 
             async def keep() -> None:
-                await asyncio.to_thread(self._keep_connections)
+                await asyncio.gather(asyncio.to_thread(self._keep_connections), before_heard())
 
             await self.vm.take_over(reason, force=True, tell_vmm=False, vmm=run_alone, keep=keep)
         else:  # coloproxy was away in the middle of it, and has left them in the file
             await run_alone()
+            await before_heard()
             await self.serve_alone()
         if self._listener is not None:
             listener, self._listener = self._listener, None

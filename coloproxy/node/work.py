@@ -195,10 +195,12 @@ class Work:
 
         async def run_alone() -> None:
             await self._tell_takeover(qemu, disks)
-            # The guest may be heard already when this takes longer; mostly it doesn't.
-            await self._end_takeover(qemu, disks, EARLY_COMMIT_S)
 
-        await self._plane.take_over(reason, run_alone)
+        async def note_commit() -> None:
+            with contextlib.suppress(DiskError, OSError):  # it is waited for below
+                await self._end_takeover(qemu, disks, EARLY_COMMIT_S)
+
+        await self._plane.take_over(reason, run_alone, note_commit)
         if not await self._end_takeover(qemu, disks, COMMIT_S):
             raise DiskError(Kind.DEADLINE, f"the overlays aren't committed after {COMMIT_S:g} s")
         if disks:
