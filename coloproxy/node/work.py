@@ -45,6 +45,7 @@ _POLL_S: Final = 0.005
 _MAX_BANDWIDTH: Final = 4 << 30  # bytes/s
 _CAPABILITIES: Final = [{"capability": name, "state": True} for name in ("x-colo", "events")]
 _MIGRATION: Final = {"type": "migration"}
+_WAITS_FOR_CONT: Final = frozenset({"paused", "postmigrate", "finish-migrate", "prelaunch"})
 _ENDED: Final = frozenset({"failed", "cancelled", "completed"})
 
 
@@ -275,16 +276,16 @@ class Work:
     async def _until_running(self, qemu: QemuProcess, patience_s: float = RUNS_S) -> None:
         """Or is stopped by its full disk: it goes on by itself then (halt.py).
 
-        patience_s: until it is told to. Raises VmmError: it does not come to run; QmpError.
+        patience_s: until it is told to, once. Raises VmmError: it does not come to run; QmpError.
         """
-        until = time.monotonic() + patience_s
+        begun, told = time.monotonic(), False
         while (status := await qemu.status()) not in ("running", IO_ERROR):
-            if time.monotonic() >= until:
-                if status in ("paused", "postmigrate", "finish-migrate", "prelaunch"):
-                    await qemu.execute("cont")
-                    until = time.monotonic() + RUNS_S
-                else:
-                    raise VmmError(f"the VM does not run: QEMU is {vmm.explain_status(status)}")
+            waited = time.monotonic() - begun
+            if waited >= patience_s and not told and status in _WAITS_FOR_CONT:
+                await qemu.execute("cont")
+                begun, told = time.monotonic(), True
+            elif waited >= RUNS_S:
+                raise VmmError(f"the VM does not run: QEMU is {vmm.explain_status(status)}")
             await asyncio.sleep(_POLL_S)
 
     # --------------------------------------------------------------- PREPARE
