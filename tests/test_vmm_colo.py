@@ -86,55 +86,6 @@ async def running() -> AsyncIterator[list[QemuProcess]]:
         await qemu.close()
 
 
-# -------------------------------------------------- a survivor, started anew
-
-
-def survivor(state: StateDirectory) -> Vm:
-    """One that ended before its overlays were committed."""
-    extension = ",odd"  # QEMU's options are split at commas
-    image(state.files.directory / f"image{extension}", "write -P 1 0 192k")
-    image(state.files.directory / f"hidden{extension}", "write -P 2 64k 64k")
-    image(state.files.directory / f"active{extension}", "write -P 3 128k 64k")
-    disks = [disk(state.files.directory, extension)]
-    return Vm(state, Machine("web", Acceleration("tcg"), options=["-M", "pc", "-m", "16392k"], disks=disks))
-
-
-def check(path: Path) -> None:
-    """All of the survivor's data is in that one image."""
-    said = io(path, "read -P 1 0 64k", "read -P 2 64k 64k", "read -P 3 128k 64k")
-    assert said.count("read 65536/65536") == 3 and "failed" not in said
-
-
-async def test_a_survivor_runs_from_its_overlays(tmp_path: Path, running: list[QemuProcess]) -> None:
-    with StateDirectory.open(tmp_path / "s") as state:
-        qemu = await survivor(state).launch("survivor")
-        running.append(qemu)
-        # What QEMU itself does after a takeover can't be asked for: the chain's top is no root node.
-        with pytest.raises(QmpError, match="root block node"):
-            await qemu.execute("block-commit", {"device": "active0", "job-id": "merge", "base-node": "parent0"})
-        # But a copy of the whole can take its place while the VM runs.
-        whole = image(state.files.directory / "whole")
-        file = {"driver": "file", "filename": str(whole)}
-        await qemu.execute("blockdev-add", {"driver": "qcow2", "node-name": "new0", "file": file})
-        job = {"device": "colo-disk0", "target": "new0", "job-id": "whole", "sync": "full", "replaces": "active0"}
-        with qemu.watch("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED") as events:
-            await qemu.execute("blockdev-mirror", job)
-            await events.next("BLOCK_JOB_READY", LONG_S)
-            await qemu.execute("block-job-complete", {"device": "whole"})
-            assert "error" not in (await events.next("BLOCK_JOB_COMPLETED", LONG_S)).data
-        assert await child_of_quorum(qemu) == "new0"
-        assert (await qemu.quit()).status == 0
-        check(whole)
-
-
-async def child_of_quorum(qemu: QemuProcess) -> str:
-    graph = await qemu.execute("x-debug-query-block-graph")
-    assert isinstance(graph, dict)
-    names = {node["id"]: node["name"] for node in graph["nodes"]}
-    (child,) = [names[e["child"]] for e in graph["edges"] if names[e["parent"]] == "colo-disk0"]
-    return str(child)
-
-
 # --------------------------------------------------------------------- COLO
 
 

@@ -6,7 +6,6 @@ same for every role.
 
     primary      colo-disk0 (quorum) -> pd0 -> pf0                            the image
     secondary    colo-disk0 (quorum) -> childs0 (replication) -> active0 -> hidden0 -> parent0 -> sf0
-    survivor     colo-disk0 (quorum) -> active0 -> hidden0 -> parent0 -> sf0  a primary whose overlays still count
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ from .acceleration import QEMU, Acceleration, ram_problem
 from .clashes import check_options
 from .files import Files
 
-Role = Literal["primary", "secondary", "survivor"]
+Role = Literal["primary", "secondary"]
 """What QEMU is started as.
 
-- primary: the VM runs from its image. Also a survivor that is started anew, if its overlays were committed.
+- primary: the VM runs from its image. Also a survivor that is started anew, once its overlays have been committed
+  (coloproxy.disks.recover: QEMU can't be asked to commit them while they are a quorum's child).
 - secondary: the VM waits for the primary's copy; its writes go to overlays.
-- survivor: a secondary that had taken over and ended before its overlays were committed into the image. The VM runs
-  from all three files; what is only in the overlays counts. QEMU can't be asked to commit them while they are a
-  quorum's child ("Need a root block node"). So rather let coloproxy.disks.recover do it, and start it as primary.
 """
 
 
@@ -42,7 +39,7 @@ class Disk:
     format: str = "qcow2"
     """Of the image; overlays are qcow2."""
     active: Path | None = None
-    """Overlay with what the secondary VM wrote since the last checkpoint. For a secondary and a survivor."""
+    """Overlay with what the secondary VM wrote since the last checkpoint. For a secondary."""
     hidden: Path | None = None
     """Overlay with what the primary overwrote in the image since the last checkpoint."""
     device: str = "virtio-blk-pci"
@@ -124,15 +121,13 @@ def _blockdevs(index: int, disk: Disk, role: Role) -> Iterator[str]:
         child = "pd"
     else:
         if disk.active is None or disk.hidden is None:
-            raise MisuseError(f"disk {index} ({disk.image}) has no overlays, which a {role} needs")
+            raise MisuseError(f"disk {index} ({disk.image}) has no overlays, which a secondary needs")
         yield from file("sf", disk.image)
         yield from node(disk.format, "parent", f"file=sf{index}")
         yield from file("hf", disk.hidden)
         yield from node("qcow2", "hidden", f"file=hf{index},backing=parent{index}")
         yield from file("af", disk.active)
         yield from node("qcow2", "active", f"file=af{index},backing=hidden{index}")
-        child = "active"
-    if role == "secondary":
         yield from node("replication", "childs", f"mode=secondary,top-id=colo-disk{index},file=active{index}")
         child = "childs"
     # A vote of one, read in order: the quorum is only there to let a second child be added to it.
