@@ -23,12 +23,12 @@ import pytest_asyncio
 from coloproxy.errors import ColoproxyError
 from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.guest_files import GUEST_IPV4, READY_LINE
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
 from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
 from coloproxy.testbed.node_kill import Plan, run_trial
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.node_verify import examine_log
 from coloproxy.testbed.process import Daemon
@@ -47,11 +47,9 @@ FILE_SYSTEM_MEBIBYTES = 160
 
 def options(host_mebibytes: int | None = None) -> NodeOptions:
     """A pair with an etcd."""
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
-    arbiter = {"kind": "etcd", "etcd": {"endpoints": urls}}
     # A busy machine must not look like a dead one, but where that is what is tested.
     file = NodeFile(
-        node={"arbiter": arbiter}, heartbeat={"timeout": "2s"}, link={"keepalive": "100ms", "timeout": "5s"}
+        node={"arbiter": etcd_arbiter()}, heartbeat={"timeout": "2s"}, link={"keepalive": "100ms", "timeout": "5s"}
     )
     logs = os.environ.get("COLOPROXY_TEST_LOGS")
     return NodeOptions(

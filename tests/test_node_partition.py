@@ -20,10 +20,10 @@ import pytest
 import pytest_asyncio
 
 from coloproxy.testbed.net import batch
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.node_verify import examine_log
 from coloproxy.testbed.requirements import missing
@@ -108,8 +108,7 @@ async def ends_well(bed: NodeBed, log: WriteLog, owners: list[Host]) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def etcd() -> AsyncIterator[NodeBed]:
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
-    async with running({"kind": "etcd", "etcd": {"endpoints": urls}}, etcd=True) as bed:
+    async with running(etcd_arbiter(), etcd=True) as bed:
         yield bed
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from coloproxy.errors import ColoproxyError
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Cycle, Death, Load, plan, run_cycle, summary
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 
 BOOT_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -37,8 +37,7 @@ def node_file(arguments: argparse.Namespace) -> NodeFile:
     """What pair.toml says besides what the bed decides."""
     if arguments.arbiter == "none":
         return NodeFile(node={"arbiter": {"kind": "none", "on_partition": arguments.on_partition}})
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
-    return NodeFile(node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}})
+    return NodeFile(node={"arbiter": etcd_arbiter()})
 
 
 async def run(arguments: argparse.Namespace, cycles: list[Cycle], report: dict[str, Any]) -> None:

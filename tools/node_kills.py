@@ -21,20 +21,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from coloproxy.errors import ColoproxyError
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_kill import Moment, Plan, Trial, draw, run_start, run_trial
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 
 BOOT_SECONDS = 120.0
 
 
 def options(logs: Path | None) -> NodeOptions:
     """A pair with an etcd."""
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
     # A busy machine must not look like a dead host: here it is only coloproxy that dies.
     heartbeat = {"timeout": "2s"}
-    file = NodeFile(node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}}, heartbeat=heartbeat)
+    file = NodeFile(node={"arbiter": etcd_arbiter()}, heartbeat=heartbeat)
     return NodeOptions(file=file, arbiter=True, large_bytes=16_000_000, disk_mebibytes=64, keep_logs=logs)
 
 

@@ -14,11 +14,11 @@ from coloproxy.demo.acts import DIFFERENT, DemoOptions, Summary, ask_what_differ
 from coloproxy.demo.nodes_board import NodesBoard
 from coloproxy.demo.view import View
 from coloproxy.testbed.errors import TestbedError
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
+from coloproxy.testbed.node_net import HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import Kept, Traffic, WriteLog
-from coloproxy.testbed.server_programs import etcd_program
+from coloproxy.testbed.programs import fetch_program
 
 _FIRST: Final[Host] = "a"
 _DEATH_AT: Final = 0.3  # of each transfer
@@ -53,7 +53,7 @@ async def play_nodes(options: DemoOptions, view: View, summary: Summary) -> None
 async def _has_etcd(view: View) -> bool:
     view.step("etcd, who says who goes on when the hosts have lost each other")
     try:
-        path = await asyncio.to_thread(etcd_program)
+        path = await asyncio.to_thread(fetch_program, "etcd")
     except TestbedError as error:
         view.done(f"can't be had here ({error}): the demo plays the operator who decides")
         return False
@@ -64,8 +64,7 @@ async def _has_etcd(view: View) -> bool:
 def _arbiter(*, etcd: bool) -> dict[str, Any]:
     if not etcd:
         return {"kind": "none", "on_partition": "primary"}
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
-    return {"kind": "etcd", "etcd": {"endpoints": urls}}
+    return etcd_arbiter()
 
 
 @contextlib.asynccontextmanager

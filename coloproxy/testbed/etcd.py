@@ -70,20 +70,30 @@ class Etcd:
         *,
         namespace: str | None = None,
         certificates: Certificates | None = None,
+        listen: str | None = None,
+        durable: bool = True,
     ) -> None:
-        """directory: of this member; made if it isn't there."""
+        """directory: of this member; made if it isn't there. listen: for clients, another address than the member's.
+
+        durable: False: without fsync, for those who don't pull the plug.
+        """
         self.member = member
         self._cluster = cluster
         self._directory = directory
         self._namespace = namespace
         self._certificates = certificates
+        self._listen = listen or member.address
+        self._durable = durable
         self._daemon: Daemon | None = None
 
     @property
     def url(self) -> str:
         """For clients."""
+        return self._url(self.member.address)
+
+    def _url(self, address: str) -> str:
         scheme = "http" if self._certificates is None else "https"
-        return f"{scheme}://{self.member.address}:{self.member.client}"
+        return f"{scheme}://{address}:{self.member.client}"
 
     async def start(self) -> None:
         """Raises ProcessError, GuestError: there is no etcd and it can't be had."""
@@ -91,12 +101,13 @@ class Etcd:
         members = ",".join(f"{one.name}={one.peer_url}" for one in self._cluster)
         program = await asyncio.to_thread(fetch_program, "etcd")
         argv = [str(program), f"--name={self.member.name}", f"--data-dir={self._directory / 'data'}"]
-        argv += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
+        argv += [f"--listen-client-urls={self._url(self._listen)}", f"--advertise-client-urls={self.url}"]
         argv += [f"--listen-peer-urls={self.member.peer_url}", f"--initial-advertise-peer-urls={self.member.peer_url}"]
         argv += [f"--initial-cluster={members}", f"--initial-cluster-token={self._cluster[0].client}"]
         if (files := self._certificates) is not None:
             argv += [f"--cert-file={files.cert}", f"--key-file={files.key}"]
             argv += [f"--trusted-ca-file={files.ca}", "--client-cert-auth"]
+        argv += [] if self._durable else ["--unsafe-no-fsync"]
         name = f"etcd {self.member.name}"
         self._daemon = await Daemon.start(name, argv, self._directory / "log", namespace=self._namespace)
 
@@ -135,7 +146,10 @@ class Etcd:
             await self._daemon.kill()
 
     async def _health(self) -> int:
-        return (await self.ctl("--command-timeout=2s", "get", "coloproxy-health")).returncode
+        argv = ["curl", "--silent", "--fail", "--max-time", "2", f"{self.url}/health"]  # true of a majority only
+        if (files := self._certificates) is not None:
+            argv += ["--cacert", str(files.ca), "--cert", str(files.cert), "--key", str(files.key)]
+        return (await run(argv, namespace=self._namespace)).returncode
 
 
 def _runs(pid: int) -> bool:

@@ -33,6 +33,7 @@ from typing import Any, Final, Literal, Self
 from .client import Client
 from .control_client import ask_control
 from .errors import DeadlineError, NetworkError, ProcessError
+from .etcd import Etcd, Member
 from .guest import Guest
 from .guest_files import GUEST_IPV4, GUEST_MAC
 from .leftovers import new_name, remove_leftovers, remove_mounts
@@ -44,6 +45,7 @@ from .node_host import HostProcesses
 from .node_net import (
     ARBITER_ADDRESSES,
     CLIENT_BRIDGE,
+    ETCD_PORT,
     HOSTS,
     Cable,
     Host,
@@ -57,13 +59,10 @@ from .node_toml import NodeFile, NodePaths, node_toml
 from .node_traffic import Traffic, WriteLog
 from .node_verify import DiskFindings, verify
 from .node_watch import OwnerWatch
-from .process import Daemon, run
+from .process import Daemon
 from .qemu import Nic, guest_options
 from .relay import Relay
-from .server_programs import etcd_program
 from .tcg import QEMU, Acceleration, choose_acceleration
-
-ETCD_PORT: Final = 2379
 
 _ETCD_PEER_PORT: Final = 2380
 _POLL_SECONDS: Final = 0.02
@@ -122,7 +121,7 @@ class NodeBed:
     client: Client
     watch: OwnerWatch
     relays: Mapping[Wire, Relay]
-    arbiter: Daemon | None
+    arbiter: Etcd | None
 
     def __init__(self, options: NodeOptions) -> None:
         self.options = options
@@ -308,24 +307,18 @@ class NodeBed:
         """Start the etcd, the first or another on the same data; returns once it answers.  Kill it by bed.arbiter."""
         if self.network.arbiter is None:
             raise NetworkError("this bed has no arbiter")
-        self._started += 1
-        etcd = await asyncio.to_thread(etcd_program)
-        argv = [str(etcd), "--name", "arbiter", "--data-dir", str(self.directory / "etcd")]
-        argv += ["--listen-client-urls", f"http://0.0.0.0:{ETCD_PORT}"]
-        argv += ["--advertise-client-urls", f"http://{ARBITER_ADDRESSES['a']}:{ETCD_PORT}"]
-        peer = f"http://127.0.0.1:{_ETCD_PEER_PORT}"
-        argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-        argv += ["--initial-cluster", f"arbiter={peer}", "--unsafe-no-fsync"]
-        log = self.directory / f"etcd-{self._started}.log"
-        self.arbiter = await Daemon.start("etcd", argv, log, namespace=self.network.arbiter)
+        member = Member("arbiter", ARBITER_ADDRESSES["a"], ETCD_PORT, _ETCD_PEER_PORT)
+        self.arbiter = Etcd(
+            member,
+            [member],
+            self.directory / "etcd",
+            namespace=self.network.arbiter,
+            listen="0.0.0.0",  # each host has a way of its own to it
+            durable=False,
+        )
         self._stack.push_async_callback(self.arbiter.kill)
-        until = time.monotonic() + 15.0
-        probe = ["curl", "--silent", "--fail", "--max-time", "1", f"http://127.0.0.1:{ETCD_PORT}/health"]
-        while (await run(probe, namespace=self.network.arbiter)).returncode != 0:
-            self.arbiter.check()
-            if time.monotonic() >= until:
-                raise DeadlineError(f"etcd doesn't answer; its log ends:\n{self.arbiter.tail()}")
-            await asyncio.sleep(_POLL_SECONDS)
+        await self.arbiter.start()
+        await self.arbiter.wait_ready()
 
     def arbiter_url(self, host: Host) -> str:
         """Where that host finds the etcd."""

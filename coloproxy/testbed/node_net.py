@@ -40,6 +40,8 @@ CLIENT_ADDRESSES: Final[Mapping[Host, str]] = {"a": "10.99.0.11", "b": "10.99.0.
 LINK_ADDRESSES: Final[Mapping[Host, str]] = {"a": LINK_PRIMARY, "b": LINK_SECONDARY}
 ARBITER_ADDRESSES: Final[Mapping[Host, str]] = {"a": "10.97.1.1", "b": "10.97.2.1"}
 """Where each host finds the arbiter."""
+ETCD_PORT: Final = 2379
+"""Of the arbiter there."""
 LAN_PORTS: Final[Mapping[Host, str]] = {"a": "a0", "b": "b0"}
 
 _HOST_ARBITER: Final[Mapping[Host, str]] = {"a": "10.97.1.2", "b": "10.97.2.2"}

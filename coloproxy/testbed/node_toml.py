@@ -11,7 +11,15 @@ from typing import Any, Final
 
 from .guest_files import GUEST_IPV4, GUEST_IPV6, GUEST_MAC
 from .net import TAP
-from .node_net import CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, LINK_ADDRESSES, Host
+from .node_net import (
+    ARBITER_ADDRESSES,
+    CLIENT_ADDRESSES,
+    CLIENT_BRIDGE,
+    ETCD_PORT,
+    HOSTS,
+    LINK_ADDRESSES,
+    Host,
+)
 from .pair_toml import LINK_PORT, PAIR, VM, toml_keys
 from .qemu import Nic
 
@@ -72,6 +80,12 @@ class NodePaths:
     def console(self) -> Path:
         """What the guest wrote to its serial console; of the last QEMU."""
         return self.directory / "console.log"
+
+
+def etcd_arbiter() -> dict[str, Any]:
+    """[node.arbiter]: the bed's etcd (NodeOptions.arbiter)."""
+    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
+    return {"kind": "etcd", "etcd": {"endpoints": urls}}
 
 
 def node_toml(

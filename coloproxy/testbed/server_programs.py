@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers from Debian's packages but not installed: of a VM nginx, OpenSSH, dnsmasq; of an arbiter etcd.
+"""Servers from Debian's packages but not installed: of a VM nginx, OpenSSH, dnsmasq.
 
 Installing them would start servers on this machine, or enable them for its next boot; so their packages, and those
 that they need and this machine lacks, are unpacked into the cache.
@@ -15,7 +15,7 @@ from pathlib import Path
 from .debian import command, unpack_package, update_index
 from .errors import GuestError
 from .guest import cache_directory
-from .programs import fetch_program, kept_once
+from .programs import kept_once
 
 PROGRAMS = {
     "iperf3": "iperf3",
@@ -69,11 +69,6 @@ class ServerPrograms:
 def server_programs(cache: Path | None = None) -> ServerPrograms:
     """From the cache; blocks, and downloads them the first time.  Raises GuestError."""
     return ServerPrograms(kept_once((cache or cache_directory()) / _DIRECTORY, _unpack_wanted))
-
-
-def etcd_program(cache: Path | None = None) -> Path:
-    """etcd: this machine's, else the cache's; blocks, and downloads it the first time.  Raises GuestError."""
-    return fetch_program("etcd", cache)
 
 
 def copy_programs(programs: ServerPrograms, into: Path) -> ServerPrograms:
