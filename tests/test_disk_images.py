@@ -69,6 +69,15 @@ async def test_an_image_is_refused_with_the_reason(
     assert str(disk.image) in caught.value.text
 
 
+async def test_what_a_guest_writes_to_a_raw_disk_does_not_make_it_another_format(tmp_path: Path) -> None:
+    """LUKS, say, all over its disk. A header could also name any file or address of the host's."""
+    image = tmp_path / "disk.img"
+    await tool("qemu-img", "create", "-q", "-f", "vmdk", str(image), "1M")
+    os.truncate(image, 1 << 20)
+    assert (await images.inspect(image)).format == "vmdk"  # or this proves nothing
+    assert (await images.examine(image, "raw")).size == 1 << 20
+
+
 async def test_a_qcow2_image_said_to_be_raw_is_refused(tmp_path: Path) -> None:
     (disk,) = await make_disks(tmp_path, size=SIZE)
     with pytest.raises(DiskError) as caught:
@@ -205,8 +214,7 @@ async def test_recovery_may_be_killed_anywhere(tmp_path: Path, after: int, monke
         f"""#!/bin/sh
 echo >> {tmp_path}/runs
 if [ $(wc -l < {tmp_path}/runs) -eq {after} ]; then
-    trace=$(mktemp)
-    exec timeout -s KILL 0.0{after} {shutil.which("qemu-img")} "$@"
+      exec timeout -s KILL 0.0{after} {shutil.which("qemu-img")} "$@"
 fi
 exec {shutil.which("qemu-img")} "$@"
 """
@@ -218,6 +226,7 @@ exec {shutil.which("qemu-img")} "$@"
     if task.exception() is not None:  # else that run was quicker
         assert await recover.needed([disk])
         await recover.recover([disk])
+    monkeypatch.undo()  # if it took fewer runs, the trap is still set
     assert await _content(disk) == want
 
 

@@ -20,6 +20,7 @@ from .model import Disk, Format, Kind
 TOOL_S: Final = 60.0
 CHECK_S: Final = 600.0
 COMMIT_S: Final = 3600.0
+_QCOW2: Final = b"QFI\xfb"
 _LOCKED: Final = ('Failed to get "write" lock', 'Failed to get shared "write" lock', "Is another process using")
 _CLEAN, _CORRUPT, _LEAKS, _NOT_SUPPORTED = 0, 2, 3, 63
 
@@ -73,21 +74,27 @@ async def examine(path: Path, form: Format, *, size: int | None = None, repair_l
     repair_leaks: lost clusters are harmless, and given back; anything else that is wrong is the operator's to mend.
     Raises DiskError with the reason.
     """
-    probed = await inspect(path)
-    if form == "qcow2" and probed.format != "qcow2":
+    if form == "qcow2" and (probed := await inspect(path)).format != "qcow2":
         raise DiskError(Kind.FORMAT, f"{path}: is {probed.format}, not qcow2")
-    if form == "raw" and probed.format != "raw":
-        raise DiskError(
-            Kind.FORMAT,
-            f"{path}: looks like {probed.format}, and is said to be raw; the guest would see {probed.format}",
-        )
     image = await inspect(path, form)
+    if form == "raw" and await asyncio.to_thread(_begins_as_qcow2, path):
+        # By these bytes alone: qemu-img would open what such a header names, and a guest can write any header there.
+        raise DiskError(Kind.FORMAT, f"{path}: looks like qcow2, and is said to be raw; the guest would see qcow2")
     if image.corrupt:
         raise DiskError(Kind.CORRUPT, f"{path}: QEMU has marked it as corrupt; see `qemu-img check`")
     if size is not None and image.size != size:
         raise DiskError(Kind.SIZE, f"{path}: has {image.size} bytes, the peer's has {size}; resize or remove it")
     await _check(path, form, dirty=image.dirty, repair_leaks=repair_leaks)
     return image
+
+
+def _begins_as_qcow2(path: Path) -> bool:
+    """Raises DiskError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_QCOW2)) == _QCOW2
+    except OSError as error:
+        raise DiskError(Kind.TOOL, f"{path}: {error.strerror}") from error
 
 
 async def _check(path: Path, form: Format, *, dirty: bool, repair_leaks: bool) -> None:
