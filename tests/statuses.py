@@ -81,7 +81,7 @@ def node_status(host: str = "a", role: str = "primary", state: str = "protected"
             "pause_s": 0.055,
         },
         "history": [
-            {"at": "2031-01-02T03:04:05.678901Z", "from": "protecting", "to": "protected", "event": "resumed",
+            {"at": 1_925_089_445.678, "from": "protecting", "to": "protected", "event": "resumed",
              "reason": "COLO runs"},
         ],
         **more,

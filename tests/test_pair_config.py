@@ -315,7 +315,7 @@ NODE_WRONG: list[tuple[str, str]] = [
     # behind PAIR and NODE
     (
         "[[node.heartbeat.path]]\nname = 'b'\naddress = { a = '192.0.2.1:1' }",
-        "29: node.heartbeat.path[1].address: has no value for the secondary",
+        "29: node.heartbeat.path[1].address: has no value for host b",
     ),
     ("[node.heartbeat]\ntimeout = '99ms'", "28: node.heartbeat.timeout: must be at least three intervals"),
     ("[node.arbiter]\nkind = 'etcd'", "27: node.arbiter.etcd: is missing: kind"),

@@ -246,3 +246,16 @@ def drained(process: subprocess.Popen[bytes], fd: int) -> int:
         while time.monotonic() < until and os.read(fd, 65536):
             pass
     return process.wait(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (1_925_089_445.678, "2031-01-02 03:04:05.678Z"),
+        (0, "1970-01-01 00:00:00.000Z"),
+        *((value, "?") for value in (None, True, "now", 1e300, float("nan"), float("inf"))),
+    ],
+)
+def test_when_a_state_changed_is_told_as_people_say_it(at: Any, told: str) -> None:
+    change = {"at": at, "from": "protecting", "to": "protected", "event": "resumed", "reason": "COLO runs"}
+    assert f"{told} protecting" in words(shown(node_status(history=[change])))

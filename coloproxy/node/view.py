@@ -7,6 +7,7 @@ be had. What a status does not have is left out. Pure: no socket, no clock.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -311,7 +312,7 @@ def _history(nodes: Sequence[Status]) -> Table:
             change = Text(f"{plain(entry.get('from', '?'))} -> ")
             change.append(*state_text(entry.get("to")))
             why = f"{plain(entry.get('event', ''))}: {plain(entry.get('reason', ''))}"
-            table.add_row(_who_text(node), Text(plain(entry.get("at", "?")), "dim"), change, why)
+            table.add_row(_who_text(node), Text(_moment(entry.get("at")), "dim"), change, why)
     return table
 
 
@@ -342,6 +343,16 @@ def _text(value: object) -> Text | None:
 
 def _seconds(value: object) -> Text | None:
     return Text(duration(value)) if isinstance(value, int | float) else None
+
+
+def _moment(value: object) -> str:
+    """UTC, as in the journal."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "?"
+    try:
+        return f"{datetime.datetime.fromtimestamp(value, datetime.UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
+    except (ValueError, OverflowError, OSError):
+        return "?"
 
 
 def _milliseconds(value: object) -> str:

@@ -178,7 +178,8 @@ class _Reading:
     role: Role
     problems: list[tuple[KeyPath, str]] = field(default_factory=list)
     _origins: dict[KeyPath, KeyPath] = field(default_factory=dict)
-    _left_out: set[KeyPath] = field(default_factory=set)  # keys that are given for the other host only
+    _left_out: dict[KeyPath, str] = field(default_factory=dict)
+    """Keys that are given for the other host only, and this host as the file would name it there."""
 
     def pair(self) -> Pair | None:
         """None: there are problems."""
@@ -197,7 +198,8 @@ class _Reading:
             if info is not None and isinstance(value, dict) and is_per_host(info) and self._by_host(info, value, there):
                 name = next((name for name in (self.role, HOST_NAMES[self.role]) if name in value), None)
                 if name is None:
-                    self._left_out.add(here)
+                    by_name = value.keys() & HOST_NAMES.values()
+                    self._left_out[here] = f"host {HOST_NAMES[self.role]}" if by_name else f"the {self.role}"
                     self._origins[here] = there
                     continue
                 value, there = value[name], (*there, name)
@@ -256,7 +258,7 @@ class _Reading:
             if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
                 continue  # elements that are wrong themselves don't count for pydantic
             left_out = details["type"] == "missing" and at in self._left_out
-            what = f"has no value for the {self.role}" if left_out else _explain(details, model)
+            what = f"has no value for {self._left_out[at]}" if left_out else _explain(details, model)
             self.problems.append((self._origin(at), what))
 
     def _origin(self, at: KeyPath) -> KeyPath:
