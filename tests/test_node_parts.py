@@ -20,9 +20,9 @@ from coloproxy.metrics.collector import StatusCollector
 from coloproxy.metrics.families import NODE_STATES
 from coloproxy.node import told
 from coloproxy.node.adverts import Said, decode, encode
-from coloproxy.node.facts import HOSTS, Advert, Record, Standing, State, VmView
+from coloproxy.node.facts import HOSTS, Advert, Facts, Record, Standing, State, VmView
 from coloproxy.node.halt import Halt, Step
-from coloproxy.node.machine import Event
+from coloproxy.node.machine import Event, decide
 from coloproxy.node.node import Node
 from coloproxy.node.record import Kept, RecordFile
 from coloproxy.node.setting import Setting
@@ -458,3 +458,27 @@ async def test_the_end_of_colo_is_looked_for_when_events_were_missed(
     await made._look_for_missed(qemu)  # type: ignore[arg-type]
     said = [] if made._queue.empty() else [made._queue.get_nowait().event]
     assert said == ([Event.COLO_LOST] if asked else [])
+
+
+# ---------------------------------------------------------------------- two operators' words, one after the other
+
+
+def test_the_later_of_two_forced_hosts_that_never_heard_of_each_other_goes_on() -> None:
+    """Else both would serve: without knowledge of the other both begin with the same generation."""
+    first = decide(Facts("a", moment=1_900_000_000), Event.FORCE)
+    second = decide(Facts("b", moment=1_900_000_060), Event.FORCE)
+    assert first is not None and second is not None
+    assert first.record.standing is second.record.standing is Standing.OWNER
+    back = Facts("a", own=first.record, alive=True)
+    back = back.with_(peer=Facts("b", state=State.ALONE, own=second.record).advert())
+    found = decide(back, Event.PEER)
+    assert found is not None and (found.state, found.record.standing) == (State.JOIN, Standing.VOID)
+    still = Facts("b", state=State.ALONE, own=second.record, peer=back.advert(), alive=True)
+    assert decide(still, Event.PEER) is None
+
+
+@pytest.mark.parametrize("moment", [0, 5, 1_900_000_000])
+def test_a_forced_generation_is_later_than_all_that_were_heard_of_whatever_the_clock_says(moment: int) -> None:
+    facts = Facts("a", own=Record(Standing.VOID, 7), peer=Advert(State.ALONE, Standing.OWNER, 2_000_000_000))
+    step = decide(facts.with_(state=State.JOIN, moment=moment), Event.FORCE)
+    assert step is not None and step.record.generation > 2_000_000_000

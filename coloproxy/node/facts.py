@@ -124,6 +124,8 @@ class Facts:
     offer: str = ""
     spent: str = ""
     colo_lost: bool = False
+    moment: int = 0
+    """At FORCE: the time of day, in seconds since 1970. 0: not known."""
 
     def with_(self, **changes: object) -> Facts:
         return replace(self, **changes)  # type: ignore[arg-type]

@@ -107,7 +107,9 @@ class Write(enum.Enum):
             case Write.OWNER:
                 return Record(Standing.OWNER, facts.next_generation)
             case Write.FORCED:
-                return Record(Standing.OWNER, facts.next_generation + FAR)
+                # Whom an operator forces may know of nobody, and so may whom he forces after that on the other host:
+                # only the time of day tells which word was the later one.
+                return Record(Standing.OWNER, max(facts.next_generation + FAR, facts.moment))
             case Write.WINNER:
                 return Record(Standing.OWNER, facts.claimed)
             case Write.DECLINED:

@@ -709,7 +709,11 @@ class Node:
         if decide(self.facts, Event.FORCE) is None:
             raise ControlRefused(REFUSED, f"there is nothing to force: this node is {self.facts.state.value}")
         await self._keep_stopped(stopped=False)
-        self._say(Event.FORCE, str(arguments.get("reason") or "the operator's wish"))
+
+        def forced() -> None:
+            self.facts = self.facts.with_(moment=int(time.time()))
+
+        self._say(Event.FORCE, str(arguments.get("reason") or "the operator's wish"), forced)
         return {"forced": self._setting.host}
 
     async def _do_start(self, arguments: Mapping[str, Any]) -> object:
