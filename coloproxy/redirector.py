@@ -147,8 +147,8 @@ async def find(execute: Execute, peer: Peer, ident: str | None) -> tuple[Redirec
 
     Raises QmpError: `ident` does not exist, or several deaf ones may be ours.
     """
-    devices = await chardevs(execute)
     redirectors, _ = await objects(execute)
+    devices = await chardevs(execute)  # after them: one that is being made is not taken for a deaf one
     if ident is not None:
         for redirector in redirectors:
             if redirector.ident == ident:
