@@ -9,29 +9,26 @@ import dataclasses
 import secrets
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
-from coloproxy.causes import kind_of
 from coloproxy.checkpoint_pacer import Pacer, activity_of
 from coloproxy.command_guide import CommandGuide, CommandOptions
-from coloproxy.comparator import Counters
 from coloproxy.engine import Engine
 from coloproxy.engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.guide import Guide, PlainGuide, QmpGuide
-from coloproxy.histogram import Histogram, release_ages
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, PathEvent, Place, Role
 from coloproxy.path.session import Dialer
 from coloproxy.recording import next_number
-from coloproxy.reports import CheckpointCommitted, CheckpointFailed, Protected, Report
+from coloproxy.reports import CheckpointCommitted, Report
 from coloproxy.rules import NO_RULES, load_rules
 from coloproxy.voice import Voice
 
 from . import devices, told
+from .checkpoints import Checkpoints, engine_status, ms
 from .messages import Message
 from .vm import RunningVm
 from .yank import yank_migration
@@ -120,13 +117,7 @@ class PrimaryVm(RunningVm):
         self._stood_down = False
         self._losing: asyncio.TimerHandle | None = None
         self._primary_lost = False
-        self.checkpoints = 0
-        self.checkpoints_by_cause: Counter[str] = Counter()
-        self.checkpoints_failed = 0
-        self.last_checkpoint: dict[str, Any] | None = None
-        self._pauses = Histogram()
-        self._durations = Histogram()
-        self._epoch_began = self.began
+        self._history = Checkpoints(self.began)
         self.silent_since: int | None = None  # its predecessor on this host was stopped then, CLOCK_MONOTONIC ns
         self.handed_over_ns: int | None = None  # how long nothing moved between the two
 
@@ -264,25 +255,16 @@ class PrimaryVm(RunningVm):
 
     def hear(self, report: Report) -> None:
         """The guide's reports; some of them are kept for the status."""
-        if isinstance(report, CheckpointFailed):
-            self.checkpoints_failed += 1
-        if isinstance(report, CheckpointCommitted | Protected) and report.stop_to_resume_ns is not None:
-            self._pauses.add(report.stop_to_resume_ns)
+        self._history.hear(report)
         if isinstance(report, CheckpointCommitted):
-            self.checkpoints += 1
-            self.checkpoints_by_cause[kind_of(report.causes)] += 1
-            if report.total_ns is not None:
-                self._durations.add(report.total_ns)
             self._checkpointed.set()
-            self.last_checkpoint = {
-                "causes": list(report.causes),
-                "stop_to_resume_ms": _ms(report.stop_to_resume_ns),
-                "total_ms": _ms(report.total_ns),
-                "released_frames": report.released_frames,
-                "at_s": round((time.monotonic_ns() - self.began) / 1e9, 3),
-            }
         self._pacer.on_report(report)
         self.tell(report)
+
+    @property
+    def checkpoints(self) -> int:
+        """That have committed."""
+        return self._history.count
 
     # ------------------------------------------------------------------ link
 
@@ -363,7 +345,6 @@ class PrimaryVm(RunningVm):
     def committed(self) -> None:
         """The guide has ended an epoch: by then, or soon, the secondary's mark must be there."""
         self._commits += 1
-        self._epoch_began = time.monotonic_ns()
         commits = self._commits
         asyncio.get_running_loop().call_later(SETTLE_S, self._settle, commits)
 
@@ -480,77 +461,12 @@ class PrimaryVm(RunningVm):
         return "protected" if self._guide.protected() and self._synced else "unprotected"
 
     def status(self) -> dict[str, Any]:
-        engine = self._engine.counters()
-        n = engine.comparator
         return {
             **super().status(),
             "state": self.state,
-            "epoch": n.epoch,
-            "epoch_age_s": round((time.monotonic_ns() - self._epoch_began) / 1e9, 3),
-            "checkpoints": self.checkpoints,
-            "checkpoints_by_cause": dict(self.checkpoints_by_cause),
-            "checkpoints_failed": self.checkpoints_failed,
-            "last_checkpoint": self.last_checkpoint,
+            **self._history.status(),
+            **engine_status(self._engine.counters()),
             "checkpoint_policy": self._pacer.status(),
             "rewriter": self.path.counters()["rewriter"],
-            "handed_over_ms": _ms(self.handed_over_ns),
-            "pauses": self._pauses.status(),
-            "durations": self._durations.status(),
-            "comparator": _comparator(n),
-            "engine": {
-                "bytes_read": {str(port): engine.bytes_read[port] for port in Port},
-                "bytes_written": {str(port): engine.bytes_written[port] for port in Port},
-                "out_bytes": engine.out_bytes,
-                "pauses": {str(port): engine.pauses[port] for port in Port},
-                "gate_closed": engine.gate_closed,
-                "lease_waits": engine.lease_waits,
-                "wakeups": engine.wakeups,
-                "events_lost": engine.events_lost,
-                "recorded": engine.recorded,
-                "recorded_bytes": engine.recorded_bytes,
-                "record_lost": engine.record_lost,
-            },
+            "handed_over_ms": ms(self.handed_over_ns),
         }
-
-
-def _comparator(n: Counters) -> dict[str, Any]:
-    """Pairs are (primary, secondary)."""
-    return {
-        "mode": n.mode.name.lower(),
-        "frames_in": list(n.frames_in),
-        "bytes_in": list(n.bytes_in),
-        "class_in": _nonzero(n.class_in),
-        "compared_bytes": n.compared_bytes,
-        "released": {str(k): v for k, v in n.released.items()},
-        "released_bytes": n.released_bytes,
-        "discarded": {str(k): v for k, v in n.discarded.items()},
-        "acks_lowered": n.acks_lowered,
-        "acks_emitted": n.acks_emitted,
-        "parts_emitted": n.parts_emitted,
-        "divergences": _nonzero(n.divergences),
-        "limits": _nonzero(n.limits),
-        "tolerated": n.tolerated,
-        "held_frames": list(n.held_frames),
-        "held_bytes": list(n.held_bytes),
-        "held_frames_peak": n.held_frames_peak,
-        "held_bytes_peak": n.held_bytes_peak,
-        "fragments_waiting": list(n.fragments_waiting),
-        "fragments_dropped": n.fragments_dropped,
-        "datagrams_reassembled": n.datagrams_reassembled,
-        "flows": n.flows,
-        "flows_made": n.flows_made,
-        "flows_evicted": n.flows_evicted,
-        "checkpoints_wanted": n.checkpoints_wanted,
-        "commits": n.commits,
-        "aborts": n.aborts,
-        "events_lost": n.events_lost,
-        "release_ages": {str(k): release_ages(v, n.release_age_sum[k]) for k, v in n.release_ages.items()},
-    }
-
-
-def _nonzero(counts: Mapping[Any, int]) -> dict[str, int]:
-    return {str(key): count for key, count in counts.items() if count}
-
-
-def _ms(ns: int | None) -> float | None:
-    return None if ns is None else round(ns / 1e6, 3)
