@@ -34,7 +34,7 @@ from .guide import Guide, PlainGuide, QmpGuide
 from .journal import Journal
 from .notify import NotifyPort
 from .options import CompareOptions
-from .reports import Report
+from .reports import Alone, Report, Trouble
 from .stats import Snapshot
 from .voice import Voice
 
@@ -49,6 +49,9 @@ class Comparing:
     tell: all reports of the guide.
     failed: it can't go on, for that reason; told once.
     name: of the VM, where there may be others: stands before each log line and in the journal's.
+    hold_when_over: when COLO ends, whoever ended it, all is held until `alone` is called: somebody must know first that
+        the secondary does not go on.
+    in_colo: a predecessor has left us a pair that is in COLO, or was: so it is from the beginning.
     silence: ns; a secondary's host that answers nothing for so long counts as gone (whole seconds, at least two).
         None: as of all sockets (coloproxy.address.tune).
     """
@@ -61,6 +64,8 @@ class Comparing:
         failed: Callable[[str], None],
         *,
         name: str = "",
+        hold_when_over: bool = False,
+        in_colo: bool = False,
         silence: int | None = None,
     ) -> None:
         options.check()
@@ -69,6 +74,9 @@ class Comparing:
         self._told = tell
         self._failed = failed
         self._silence = silence
+        self._holds = hold_when_over
+        self._in_colo = in_colo
+        self._held: _HeldAtTheEnd | None = None
         self._voice = Voice(
             journal,
             options.rules,
@@ -183,6 +191,8 @@ class Comparing:
     def alone(self) -> None:
         """There is no secondary any more: releases all that is held, and all to come. Raises as Engine.alone."""
         self._pacer.rest()
+        if self._held is not None:
+            self._held.let_go()
         self._engine.alone()
 
     def lease(self, until_ns: int | None) -> None:
@@ -233,13 +243,14 @@ class Comparing:
             attached.clear()
         engine.lease(self._lease)
         asyncio.get_running_loop().add_reader(engine.event_fd, self._drain_events)
-        self._guide.begin(engine)
+        self._held = _HeldAtTheEnd(engine, begun=self._in_colo) if self._holds else None
+        self._guide.begin(self._held or engine)
         engine.start()
         self._peers = [self._spawn(self._serve(engine, port), str(port)) for port in Port]
 
     def _replace_engine(self) -> None:
         """The primary's QEMU has died: what it said and what was held of it must never reach a client (R1)."""
-        self._primary_lost = False
+        self._primary_lost = self._in_colo = False
         self._pacer.rest()
         held = self._engine.counters().comparator.held_frames[0]
         text = f"the primary is gone: {held} held frames of it are void; waiting for the next primary"
@@ -364,10 +375,53 @@ class Comparing:
     # --------------------------------------------------------------- telling
 
     def _tell(self, report: Report) -> None:
-        self._told(report)
+        if isinstance(report, Alone) and self._held is not None and self._held.holds:
+            self._told(Trouble(f"no secondary any more ({report.reason}): all is held until it is known who goes on"))
+        else:
+            self._told(report)
         self._pacer.on_report(report)
         # QMP lost: the primary's socket may have been lost before
         asyncio.get_running_loop().call_soon(self._look_after_primary)
+
+
+class _HeldAtTheEnd:
+    """An engine whose guide can't end a protection that has begun: what follows is held.
+
+    begun: it has, already. `holds`: it has, and nobody has said otherwise.
+    """
+
+    def __init__(self, engine: Engine, *, begun: bool) -> None:
+        self._engine = engine
+        self.holds = begun
+
+    def let_go(self) -> None:
+        """From now on the guide may end it."""
+        self.holds = False
+
+    def checkpoint_stop(self) -> None:
+        self._engine.checkpoint_stop()
+
+    def checkpoint_commit(self, resumed_ns: int) -> None:
+        self.holds = True
+        self._engine.checkpoint_commit(resumed_ns)
+
+    def checkpoint_abort(self) -> None:
+        self._engine.checkpoint_abort()
+
+    def alone(self) -> None:
+        if self.holds:
+            self._engine.checkpoint_stop()
+        else:
+            self._engine.alone()
+
+    def gate_attach(self, sock: socket.socket) -> socket.socket:
+        return self._engine.gate_attach(sock)
+
+    def gate_done(self, messages: int) -> None:
+        self._engine.gate_done(messages)
+
+    def gate_detach(self) -> None:
+        self._engine.gate_detach()
 
 
 def _peer_of(sock: socket.socket) -> redirector.Peer:
