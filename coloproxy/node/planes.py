@@ -8,11 +8,14 @@ from collections.abc import Callable
 from coloproxy.journal import Journal
 from coloproxy.run.host import keys_of
 
+from .filter_plane import FilterPlane
 from .plane import FindQemu, Plane
 from .setting import Setting
 from .tap_plane import TapPlane
 
 
 def make_plane(setting: Setting, journal: Journal, failed: Callable[[str], None], qemu: FindQemu) -> Plane:
-    """Raises ColoproxyError: the link's key can't be read."""
+    """Raises ColoproxyError: the link's key, or the rules, can't be read."""
+    if setting.node.attach == "filters":
+        return FilterPlane(setting, journal, failed, qemu)
     return TapPlane(setting, keys_of(setting.pair), journal, failed)

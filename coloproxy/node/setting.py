@@ -164,6 +164,10 @@ class Setting:
             for index, (disk, size) in enumerate(zip(self.node.disks, sizes, strict=True))
         ]
 
+    def address(self, host: Host) -> str:
+        """That host's, on the network of the two."""
+        return self._node(host).address
+
     def nbd(self, host: Host, tls: str) -> Peer:
         """Where that host exports its images, when it is the secondary. tls: our QEMU's credentials, or ""."""
         node = self._node(host)

@@ -450,9 +450,10 @@ class Nic(Table):
 
 
 class Filters(Table):
-    """TCP ports of the other attach, in which QEMU's own filters meet `coloproxy compare`; for qemu-args only.
+    """TCP ports of the other attach, in which QEMU's own filters meet the comparator.
 
-    The hosts' addresses are the link's.
+    For qemu-args, whose hosts' addresses are the link's; and for the node with attach = "filters", where they are
+    node.address.
     """
 
     primary_in: Annotated[int, Count(1, 65535)] = Field(
@@ -468,7 +469,7 @@ class Filters(Table):
         default=9004, description="What is released, on the primary's host."
     )
     migration: Annotated[int, Count(1, 65535)] = Field(
-        default=9998, description="QEMU's migration, on the secondary's host."
+        default=9998, description="QEMU's migration, on the secondary's host; the node has node.migration_port."
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -614,6 +615,8 @@ class Pair(Table):
                 yield ("vm",), f"must be one with [node], not {len(self.vms)}"
             if self.checkpoint.back_end != "qmp":
                 yield ("checkpoint", "back_end"), 'must be "qmp" with [node]'
+            if self.node.attach == "filters":
+                yield from self._filter_problems(self.node)
         elif self.checkpoint.back_end == "qmp":
             for index, vm in enumerate(self.vms):
                 if vm.qmp is None:
@@ -624,6 +627,22 @@ class Pair(Table):
                 yield ("compare", key), f"needs {VM_PLACE} in it: several VMs can't write to one place"
         yield from _twice(self._interfaces(), "interface ")
         yield from _twice(self._sockets())
+
+    def _filter_problems(self, node: Node) -> Iterator[Problem]:
+        filters = 'node.attach = "filters"'
+        taken = {node.nbd_port: "node.nbd_port", node.migration_port: "node.migration_port"}
+        for v, vm in enumerate(self.vms):
+            if len(vm.nics) != 1:
+                yield ("vm", v, "nic"), f"must be one with {filters}, not {len(vm.nics)}"
+            for n, nic in enumerate(vm.nics):
+                if nic.tap.queues != 1:
+                    yield ("vm", v, "nic", n, "tap", "queues"), f"must be 1 with {filters}: QEMU's filters have no more"
+                if nic.mac is None:
+                    yield ("vm", v, "nic", n, "mac"), f"is missing: {filters} needs it"
+            for key in ("primary_in", "secondary_in", "mirror", "outdev"):  # QEMU's migration has the node's port
+                port = getattr(vm.filters, key)
+                if port in taken:
+                    yield ("vm", v, "filters", key), f"port {port} is {taken[port]}, too"
 
     def _interfaces(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for v, vm in enumerate(self.vms):

@@ -156,6 +156,11 @@ class Node(Table):
         description="Of NBD and migration. psk: TLS with a key that is made of link.psk_file's. plain: none, whoever "
         "reaches those ports writes the disks.",
     )
+    attach: Literal["tap", "filters"] = Field(
+        default="tap",
+        description="tap: coloproxy owns the VM's TAPs and moves its frames. filters: QEMU owns the TAP, its own net "
+        "filters carry the frames; one NIC. docs/node.md compares them.",
+    )
     nbd_port: Annotated[int, Count(1, 65535)] = Field(default=9830, description="Disks are written to there.")
     migration_port: Annotated[int, Count(1, 65535)] = Field(default=9831, description="The VM's state goes to there.")
     state_dir: Annotated[str | None, FilePath(), PerHost(), Example('"/var/lib/coloproxy/web"')] = Field(

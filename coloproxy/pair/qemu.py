@@ -9,8 +9,8 @@ Filter attach: QEMU owns the TAP and its filters meet `coloproxy compare`, see d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from coloproxy.address import Address
 from coloproxy.errors import MisuseError
@@ -49,6 +49,52 @@ def network_arguments(pair: Pair, vm: Vm) -> list[str]:
     made: list[str] = []
     for index, nic in enumerate(vm.nics):
         made += ["-netdev", _backend(vm, nic, f"hn{index}"), "-device", _device(vm, nic, f"hn{index}")]
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class FilterHosts:
+    """Addresses at which QEMU's filters meet each other and the comparator; the primary's own are on its loopback."""
+
+    primary: str
+    secondary: str
+
+
+LOOPBACK: Final = "127.0.0.1"
+NETDEV: Final = "hn0"
+
+
+def card_arguments(vm: Vm, *, vnet_hdr: bool = False) -> list[str]:
+    """Filter attach: the NIC alone, with a TAP that QEMU opens. Raises MisuseError: more than one NIC, or no MAC."""
+    nic = _the_nic(vm)
+    header = nic.tap.vnet_hdr or vnet_hdr
+    made = ["-netdev", f"tap,id={NETDEV},{_tap(nic.tap.name, vnet_hdr=header)}"]
+    return [*made, "-device", _device(vm, nic, NETDEV, _NO_OFFLOADS if header else "")]
+
+
+def secondary_filters(vm: Vm, hosts: FilterHosts, *, vnet_hdr: bool = False) -> list[str]:
+    """Filter attach: the secondary's chardevs and filters."""
+    nic, ports = _the_nic(vm), vm.filters
+    header = nic.tap.vnet_hdr or vnet_hdr
+    made = ["-chardev", f"socket,id=red0,host={_escape(hosts.secondary)},port={ports.mirror},server=on,wait=off"]
+    made += _dial("red1", hosts.primary, ports.secondary_in)
+    made += _filter("filter-redirector", "f1", "queue=tx,indev=red0", vnet_hdr=header)
+    made += _filter("filter-redirector", "f2", "queue=rx,outdev=red1", vnet_hdr=header)
+    made += _filter("filter-rewriter", "rew0", "queue=all", vnet_hdr=header)
+    return made
+
+
+def primary_filters(vm: Vm, hosts: FilterHosts, *, vnet_hdr: bool = False) -> list[str]:
+    """Filter attach: the primary's, for its command line. (The node adds them to a QEMU that runs.)"""
+    nic, ports = _the_nic(vm), vm.filters
+    header = nic.tap.vnet_hdr or vnet_hdr
+    # redire0 stands before redire1: what it brings in must not come to redire1.
+    made = _dial("mirror0", hosts.secondary, ports.mirror)
+    made += _dial("compare0", LOOPBACK, ports.primary_in)
+    made += _dial("compare_out", LOOPBACK, ports.outdev)
+    made += _filter("filter-mirror", "m0", "queue=tx,outdev=mirror0", vnet_hdr=header)
+    made += _filter("filter-redirector", "redire0", "queue=rx,indev=compare_out", vnet_hdr=header)
+    made += _filter("filter-redirector", "redire1", "queue=rx,outdev=compare0", vnet_hdr=header)
     return made
 
 
@@ -107,40 +153,27 @@ def _tap(name: str, *, vnet_hdr: bool) -> str:
 # --------------------------------------------------------------- filter attach
 
 
-def _filters(pair: Pair, vm: Vm, *, vnet_hdr: bool) -> Iterator[str]:
-    nic, ports = _the_nic(vm), vm.filters
-    header = nic.tap.vnet_hdr or vnet_hdr
-    support = ",vnet_hdr_support=on" if header else ""
+def _filters(pair: Pair, vm: Vm, *, vnet_hdr: bool) -> list[str]:
+    made = card_arguments(vm, vnet_hdr=vnet_hdr)
+    if pair.role == "primary":  # whose own address is on its loopback
+        return [*made, *primary_filters(vm, FilterHosts(LOOPBACK, pair.link.secondary.host), vnet_hdr=vnet_hdr)]
+    hosts = FilterHosts(_primary_host(pair), pair.link.secondary.host)
+    made += secondary_filters(vm, hosts, vnet_hdr=vnet_hdr)
+    return [*made, "-incoming", f"tcp:{Address(False, hosts.secondary, vm.filters.migration)}"]
 
-    def dial(name: str, host: str, port: int) -> tuple[str, str]:
-        return "-chardev", f"socket,id={name},host={_escape(host)},port={port},reconnect=1"
 
-    def filter_(kind: str, name: str, rest: str) -> tuple[str, str]:
-        return "-object", f"{kind},id={name},netdev=hn0,{rest}{support}"
+def _dial(name: str, host: str, port: int) -> list[str]:
+    return ["-chardev", f"socket,id={name},host={_escape(host)},port={port},reconnect=1"]
 
-    yield from ("-netdev", f"tap,id=hn0,{_tap(nic.tap.name, vnet_hdr=header)}")
-    yield from ("-device", _device(vm, nic, "hn0", _NO_OFFLOADS if header else ""))
-    if pair.role == "primary":
-        # redire0 stands before redire1: what it brings in must not come to redire1.
-        yield from dial("mirror0", pair.link.secondary.host, ports.mirror)
-        yield from dial("compare0", "127.0.0.1", ports.primary_in)
-        yield from dial("compare_out", "127.0.0.1", ports.outdev)
-        yield from filter_("filter-mirror", "m0", "queue=tx,outdev=mirror0")
-        yield from filter_("filter-redirector", "redire0", "queue=rx,indev=compare_out")
-        yield from filter_("filter-redirector", "redire1", "queue=rx,outdev=compare0")
-        return
-    here = pair.link.secondary.host
-    yield from ("-chardev", f"socket,id=red0,host={_escape(here)},port={ports.mirror},server=on,wait=off")
-    yield from dial("red1", _primary_host(pair), ports.secondary_in)
-    yield from filter_("filter-redirector", "f1", "queue=tx,indev=red0")
-    yield from filter_("filter-redirector", "f2", "queue=rx,outdev=red1")
-    yield from filter_("filter-rewriter", "rew0", "queue=all")
-    yield from ("-incoming", f"tcp:{Address(False, here, ports.migration)}")
+
+def _filter(kind: str, name: str, rest: str, *, vnet_hdr: bool) -> list[str]:
+    support = ",vnet_hdr_support=on" if vnet_hdr else ""
+    return ["-object", f"{kind},id={name},netdev={NETDEV},{rest}{support}"]
 
 
 def _the_nic(vm: Vm) -> Nic:
     if len(vm.nics) != 1:
-        raise MisuseError(f"vm.{vm.name}: the filter attach is for one NIC, {len(vm.nics)} are there; use --attach tap")
+        raise MisuseError(f"vm.{vm.name}: the filter attach is for one NIC, not {len(vm.nics)}")
     return vm.nics[0]
 
 
