@@ -27,7 +27,7 @@ from coloproxy.errors import ColoproxyError
 from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Cycle, Death, Load, plan, run_cycle, summary
 from coloproxy.testbed.node_net import HOSTS
-from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
+from coloproxy.testbed.node_toml import Attach, NodeFile, etcd_arbiter
 
 BOOT_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -35,15 +35,22 @@ STOP_SECONDS = 30.0
 
 def node_file(arguments: argparse.Namespace) -> NodeFile:
     """What pair.toml says besides what the bed decides."""
+    heartbeat = {"timeout": arguments.heartbeat_timeout} if arguments.heartbeat_timeout else {}
     if arguments.arbiter == "none":
-        return NodeFile(node={"arbiter": {"kind": "none", "on_partition": arguments.on_partition}})
-    return NodeFile(node={"arbiter": etcd_arbiter()})
+        arbiter: dict[str, object] = {"kind": "none", "on_partition": arguments.on_partition}
+    else:
+        arbiter = etcd_arbiter()
+    return NodeFile(node={"arbiter": arbiter}, heartbeat=heartbeat)
 
 
 async def run(arguments: argparse.Namespace, cycles: list[Cycle], report: dict[str, Any]) -> None:
     """Until the cycles are through or the time is; fills both in as it goes."""
     options = NodeOptions(
-        nic=arguments.nic, file=node_file(arguments), arbiter=arguments.arbiter == "etcd", keep_logs=arguments.logs
+        nic=arguments.nic,
+        attach=arguments.attach,
+        file=node_file(arguments),
+        arbiter=arguments.arbiter == "etcd",
+        keep_logs=arguments.logs,
     )
     load = Load(downloads=arguments.downloads, uploads=arguments.uploads)
     until = time.monotonic() + arguments.hours * 3600 if arguments.hours else None
@@ -99,7 +106,9 @@ def main() -> int:
     parser.add_argument("--seed", default="1", help="of the moments of death (1)")
     parser.add_argument("--arbiter", choices=("etcd", "none"), default="etcd")
     parser.add_argument("--on-partition", choices=("primary", "stop"), default="primary", help="without an arbiter")
+    parser.add_argument("--attach", choices=get_args(Attach), default="tap", help="node.attach of the pair (tap)")
     parser.add_argument("--nic", choices=("e1000", "virtio"), default="virtio")
+    parser.add_argument("--heartbeat-timeout", metavar="TIME", help="node.heartbeat.timeout, 2s for a busy machine")
     parser.add_argument("--downloads", type=int, default=1, help="at once (1)")
     parser.add_argument("--uploads", type=int, default=1, help="at once (1)")
     parser.add_argument("--keep-going", action="store_true", help="after a cycle with a fault")

@@ -55,7 +55,7 @@ from .node_net import (
     other,
 )
 from .node_supervisor import Supervisor
-from .node_toml import NodeFile, NodePaths, node_toml
+from .node_toml import Attach, NodeFile, NodePaths, node_toml
 from .node_traffic import Traffic, WriteLog
 from .node_verify import DiskFindings, verify
 from .node_watch import OwnerWatch
@@ -76,6 +76,7 @@ class NodeOptions:
     """What kind of bed to make."""
 
     nic: Nic = "virtio"
+    attach: Attach = "tap"
     file: NodeFile = field(default_factory=NodeFile)
     arbiter: bool = False
     """A third place with an etcd."""
@@ -444,6 +445,7 @@ class NodeBed:
             self.hosts,
             nic=options.nic,
             options={host: self.machine_options(host) for host in HOSTS},
+            attach=options.attach,
         )
 
     async def _make_directories(self) -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from .guest_files import GUEST_IPV4, GUEST_IPV6, GUEST_MAC
 from .net import TAP
@@ -22,6 +22,8 @@ from .node_net import (
 )
 from .pair_toml import LINK_PORT, PAIR, VM, toml_keys
 from .qemu import Nic
+
+Attach = Literal["tap", "filters"]
 
 HEARTBEAT_PORT: Final = 9820
 _MODELS: Final[Mapping[Nic, str]] = {"e1000": "e1000", "virtio": "virtio-net-pci"}
@@ -95,6 +97,7 @@ def node_toml(
     *,
     nic: Nic,
     options: Mapping[Host, Sequence[str]],
+    attach: Attach = "tap",
 ) -> None:
     """Write it, and the key of the link beside it.
 
@@ -140,6 +143,7 @@ def node_toml(
             ],
             **file.heartbeat,
         },
+        "attach": attach,
         "qemu": {"options": {host: list(options[host]) for host in HOSTS}},
         "disk": [{"image": {host: str(hosts[host].image) for host in HOSTS}}],
         **file.node,

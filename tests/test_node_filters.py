@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coloproxy node` with attach = "filters": QEMU owns the TAP, its net filters carry the frames.
+
+The tests share one pair, as those of test_node.py do. What the node decides is the same there; here it is what the
+other data path makes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coloproxy.testbed.errors import ProcessError
+from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
+from coloproxy.testbed.node_guest import PROGRAMS
+from coloproxy.testbed.node_kill import Plan, run_trial
+from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.requirements import missing
+
+LACKS = ", ".join(item.what for item in missing(PROGRAMS))
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+LONG = 120.0  # seconds; for a busy machine
+PRIMARY, SECONDARY = {"m0", "redire0", "redire1"}, {"f1", "f2", "rew0"}
+
+
+def options() -> NodeOptions:
+    """A pair with an etcd; a busy machine must not look like a dead one."""
+    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
+    file = NodeFile(
+        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}},
+        heartbeat={"timeout": "2s"},
+        compare={"compare_timeout": "1s"},
+    )
+    logs = os.environ.get("COLOPROXY_TEST_LOGS")
+    return NodeOptions(
+        attach="filters",
+        file=file,
+        arbiter=True,
+        large_bytes=16_000_000,
+        disk_mebibytes=64,
+        keep_logs=Path(logs) if logs else None,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[NodeBed]:
+    async with NodeBed(options()) as bed:
+        for host in HOSTS:
+            await bed.start_node(host)
+        await bed.protected(LONG)
+        await bed.serves(LONG)
+        yield bed
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bed(shared: NodeBed) -> NodeBed:
+    """Protected, and nothing seen yet but that the primary's guest answers."""
+    primary = await shared.protected(LONG)
+    await shared.serves(LONG)
+    await shared.watch.reset()
+    async with asyncio.timeout(LONG):
+        while not (await shared.watch.seen()).answers[primary]:  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.05)
+    return shared
+
+
+async def objects(bed: NodeBed, host: Host) -> set[str]:
+    """What the QEMU there has of them."""
+    monitor = await bed.monitor(host)
+    try:
+        answer: Any = await monitor.execute("qom-list", {"path": "/objects"})
+    finally:
+        await monitor.close()
+    return {entry["name"] for entry in answer} & (PRIMARY | SECONDARY)
+
+
+async def vm(bed: NodeBed, host: Host) -> dict[str, Any]:
+    return dict((await bed.ask(host, "status"))["vm"])
+
+
+async def test_a_pair_has_each_filter_at_its_place(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    assert (await vm(bed, primary))["state"] == "protected"
+    assert (await vm(bed, other(primary)))["state"] == "standby"
+    assert await objects(bed, primary) == PRIMARY
+    assert await objects(bed, other(primary)) == SECONDARY
+    assert [(await vm(bed, host))["nics"][0]["open"] for host in (primary, other(primary))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("death", "victim"), [("kill", "primary"), ("kill", "secondary"), ("stop", "primary"), ("stop", "secondary")]
+)
+async def test_a_host_dies_and_comes_back(bed: NodeBed, death: Death, victim: Victim) -> None:
+    """Transfers that began under this protection end with the right bytes."""
+    log = await bed.write_log(f"{death}-{victim}")
+    cycle = await run_cycle(bed, log, 1, death, victim)
+    assert cycle.faults == (), cycle.told()
+    await log.end(LONG)
+    rewriter = {"rew0"} if "rew0" in await objects(bed, cycle.survivor) else set()
+    assert await objects(bed, cycle.survivor) == PRIMARY | rewriter
+    assert rewriter or victim == "secondary"
+
+
+@pytest.mark.parametrize("killed", ["primary", "secondary", "both"])
+async def test_coloproxy_alone_is_killed(bed: NodeBed, killed: str) -> None:
+    primary = await bed.protected(LONG)
+    hosts = {"primary": (primary,), "secondary": (other(primary),), "both": HOSTS}[killed]
+    plan = Plan(number=len(killed), moment="protected", victim="primary", killed=hosts, delay=0.1)
+    trial, _ = await run_trial(bed, plan)
+    assert not trial.faults, trial.told()
+
+
+async def test_vms_that_differ_are_made_equal(bed: NodeBed) -> None:
+    """The page says on which host it was made, so the two answers are never the same."""
+    primary = await bed.protected(LONG)
+    before = (await vm(bed, primary))["checkpoints_by_cause"].get("payload", 0)
+    page = await bed.client.get("/cgi-bin/diverge", deadline=LONG)
+    assert b"differs on purpose" in page
+    now = await vm(bed, primary)
+    assert now["checkpoints_by_cause"].get("payload", 0) > before, now
+    assert await bed.protected(LONG) == primary
+
+
+async def test_the_operator_has_a_checkpoint_of_the_primary_alone(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    before = (await vm(bed, primary))["checkpoints"]
+    with pytest.raises(ProcessError, match="checkpoints are the primary's"):
+        await bed.ask(other(primary), "checkpoint")
+    assert (await bed.ask(primary, "checkpoint"))["asked"] == ["vm"]
+    async with asyncio.timeout(LONG):
+        while (await vm(bed, primary))["checkpoints"] <= before:  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.05)
