@@ -311,6 +311,8 @@ class Work:
         for disk, given in zip(disks, self._setting.node.disks, strict=True):
             await self._blank(disk, overwrite=given.overwrite)
         await images.prepare_overlays(disks)
+        for disk in disks:
+            await self._give(disk.active_file, disk.hidden_file)
         qemu = await self._launch("secondary")
         await qemu.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
         tls = await self._credentials(qemu, "server")
@@ -325,9 +327,7 @@ class Work:
         """An image of that size: what is there, if it is sound, else one to be written over from beginning to end."""
         path = str(disk.image)
         if not disk.image.exists():
-            await self.copying.forget()
-            await images.make_blank(disk.image, disk.format, disk.size)
-            await asyncio.to_thread(self._kept.note, made=path)
+            await self._make_blank(disk)
             return
         if path not in self._kept.kept.made and not overwrite:
             raise MisuseError(
@@ -337,10 +337,26 @@ class Work:
         with contextlib.suppress(DiskError):
             await images.examine(disk.image, disk.format, size=disk.size)
             return
-        await self.copying.forget()
         disk.image.unlink()
+        await self._make_blank(disk)
+
+    async def _make_blank(self, disk: replication.Disk) -> None:
+        await self.copying.forget()
         await images.make_blank(disk.image, disk.format, disk.size)
-        await asyncio.to_thread(self._kept.note, made=path)
+        await self._give(disk.image)
+        await asyncio.to_thread(self._kept.note, made=str(disk.image))
+
+    async def _give(self, *paths: Path) -> None:
+        """To the user that QEMU runs as; we have made them. Raises VmmError."""
+        user = self._setting.node.qemu.user
+        if user is None:
+            return
+        account = vmm.Account.named(user)
+        for path in paths:
+            try:
+                await asyncio.to_thread(vmm.give, path, account.uid, account.gid)
+            except OSError as error:
+                raise VmmError(f"{path}: can't be given to user {user}: {error.strerror}") from error
 
     # --------------------------------------------------------------- PROTECT
 

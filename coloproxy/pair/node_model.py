@@ -128,7 +128,8 @@ class Qemu(Table):
         default="auto", description="auto: KVM where it can be used. Both hosts must come to the same."
     )
     user: Annotated[str | None, Account(), PerHost(), Example('"qemu"')] = Field(
-        default=None, description="QEMU runs as that user; left out: as the node."
+        default=None,
+        description="QEMU runs as that user, whom the image must belong to where it is; left out: as the node.",
     )
 
 

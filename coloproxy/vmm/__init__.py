@@ -6,8 +6,9 @@ from __future__ import annotations
 from .acceleration import Acceleration, choose_acceleration, kvm_problem, ram_problem
 from .argv import Disk, Machine, Role, blockdev_arguments, command_line
 from .bus import Connected, Event, Exit, Item, Lost, Subscription
+from .detached import Account
 from .explain import Cause, explain_event, explain_exit, explain_status, shutdown_cause
-from .files import Files, StateDirectory
+from .files import Files, StateDirectory, give
 from .health import Health, Probe
 from .process import QemuProcess
 from .quickack import quickack_route
@@ -15,6 +16,7 @@ from .tls import Credentials
 
 __all__ = [
     "Acceleration",
+    "Account",
     "Cause",
     "Connected",
     "Credentials",
@@ -37,6 +39,7 @@ __all__ = [
     "explain_event",
     "explain_exit",
     "explain_status",
+    "give",
     "kvm_problem",
     "quickack_route",
     "ram_problem",

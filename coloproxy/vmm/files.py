@@ -135,6 +135,15 @@ def open_plain(path: Path, flags: int) -> int:
     return fd
 
 
+def give(path: Path, uid: int, gid: int) -> None:
+    """An ordinary file becomes that user's. Raises OSError: it is anything else."""
+    fd = open_plain(path, os.O_RDONLY)
+    try:
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
+
+
 def open_log(files: Files) -> int:
     """A descriptor to append to qemu.log, after rotation if it is too long. The caller closes it. Raises VmmError."""
     try:

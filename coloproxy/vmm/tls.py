@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 from coloproxy.errors import QmpError, VmmError
 
 from .detached import Account
+from .files import open_plain
 
 End = Literal["server", "client"]
 
@@ -85,12 +86,12 @@ class Credentials:
                 path = self._directory / name
                 draft = path.with_suffix(".new")
                 draft.unlink(missing_ok=True)
-                draft.touch(mode=0o600, exist_ok=False)  # before there is anything to be read
-                draft.write_text(text)
-                if account is not None:
-                    os.chown(draft, account.uid, account.gid)
+                with os.fdopen(open_plain(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
+                    if account is not None:
+                        os.fchown(file.fileno(), account.uid, account.gid)
+                    file.write(text)
                 draft.replace(path)
             if account is not None:
-                os.chown(self._directory, account.uid, account.gid)
+                os.chown(self._directory, account.uid, account.gid, follow_symlinks=False)
         except OSError as error:
             raise VmmError(f"{self._directory}: the key for QEMU can't be written: {error.strerror}") from error
