@@ -114,6 +114,25 @@ async def test_a_host_dies_and_comes_back(bed: NodeBed, death: Death, victim: Vi
     assert rewriter or victim == "secondary"
 
 
+async def test_a_vm_that_is_alone_serves_without_coloproxy(bed: NodeBed) -> None:
+    primary = await bed.protected(LONG)
+    await bed.kill_host(other(primary))
+    await bed.until_state(primary, {"alone"}, LONG)
+    traffic = bed.traffic("alone")
+    await traffic.start(downloads=1, uploads=1)
+    await traffic.reached(0.05, LONG)
+    await bed.stop_node(primary)
+    assert len(bed.qemu_pids(primary)) == 1
+    transfers = await traffic.finish(LONG)
+    assert all(transfer.kept for transfer in transfers), transfers
+    await bed.serves(LONG)
+    await bed.start_node(primary)
+    await bed.until_state(primary, {"alone"}, LONG)
+    await bed.boot_host(other(primary))
+    assert await bed.protected(LONG) == primary
+    assert (await bed.watch.seen()).faults([primary]) == []
+
+
 @pytest.mark.parametrize("killed", ["primary", "secondary", "both"])
 async def test_coloproxy_alone_is_killed(bed: NodeBed, killed: str) -> None:
     primary = await bed.protected(LONG)
