@@ -29,7 +29,7 @@ HELP: Final = "\n\n".join(
         "requests at the same times.",
         "Needs root and Debian's packages: those that are missing are installed by apt-get. Leaves nothing behind but "
         "the cached guest. With the defaults it takes a quarter of an hour without KVM; [bold]--quick[/bold] shows in "
-        "two minutes that it works.",
+        "minutes that it works.",
     )
 )
 
