@@ -75,6 +75,12 @@ class World(NamedTuple):
     def cut(self, i: int) -> bool:
         return self[3 + i]  # type: ignore[return-value]
 
+    @property
+    def moment(self) -> int:
+        """The time of day, of which only this is so: it is later than all that was forced before."""
+        known = [node.facts.peer.generation for node in (self.a, self.b) if node.facts.peer is not None]
+        return 1 + max(self.a.facts.own.generation, self.b.facts.own.generation, *known)
+
     def put(self, i: int, node: Node) -> World:
         return World(node, *self[1:]) if i == 0 else World(self[0], node, *self[2:])
 
@@ -416,7 +422,7 @@ class Search:
             if me.facts.vm in (VmView.COLO, VmView.RUNNING):
                 yield from self.happens("'s guest powers off", self.kill_vm(w, i), i, Event.VM_SHUTDOWN, False, True)
             if not peer.host_up and w.given_up < 0 and me.facts.state is not State.FAILED:
-                forced = w.put(i, nodes.keep(me, behind=False))._replace(given_up=1 - i)
+                forced = w.put(i, nodes.keep(me, behind=False, moment=w.moment))._replace(given_up=1 - i)
                 if nodes.plays(forced.node(i), Event.FORCE) is not None:
                     yield from self.happens("is forced: the other host is down", forced, i, Event.FORCE, False, True)
         if me.host_up:

@@ -187,7 +187,7 @@ class Nodes:
         crashed = None
         if step.record != me.facts.own and step.actions:
             crashed = self.keep(me, own=step.record)
-        changes: dict[str, object] = {"state": step.state, "own": step.record}
+        changes: dict[str, object] = {"state": step.state, "own": step.record, "moment": 0}
         if me.facts.state is State.PROTECT and event is Event.FAILED:
             changes["spent"] = me.facts.offer
         if step.state not in (State.SETTLE, State.JOIN, State.PROTECT):  # what was being done has no point any more
