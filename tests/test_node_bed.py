@@ -89,6 +89,29 @@ def test_what_was_seen_is_judged() -> None:
     assert "never did" in seen(answers=(5, 0)).faults([A, B, A])[0]
 
 
+THAWED: list[tuple[str, list[tuple[Host, float]], list[Host]]] = [
+    ("a burst", [(A, 1.0), (B, 2.0), (A, 3.0), (A, 3.05), (B, 3.1)], [A, B]),
+    ("one that is too long", [(A, 1.0), (B, 2.0), (A, 3.0), (A, 3.2), (B, 3.3)], [A, B, A, B]),
+    ("of the other one", [(B, 1.0), (A, 2.0), (A, 2.5), (B, 3.0), (A, 3.1)], [B, A, B, A]),
+    ("two", [(A, 1.0), (B, 2.0), (A, 3.0), (B, 3.1), (A, 4.0), (B, 4.1)], [A, B, A, B]),
+    ("no owner after it", [(A, 1.0), (B, 2.0), (A, 3.0)], [A, B, A]),
+    ("none", [(A, 1.0), (B, 2.0)], [A, B]),
+]
+
+
+@pytest.mark.parametrize(("frames", "owners"), [case[1:] for case in THAWED], ids=[case[0] for case in THAWED])
+def test_one_burst_of_a_host_that_goes_on_can_be_overlooked(
+    frames: list[tuple[Host, float]], owners: list[Host]
+) -> None:
+    ownership = Ownership()
+    for host, at in frames:
+        ownership.frame(host, at)
+    seen = Seen(ownership.runs, 0, 0, {A: 1, B: 1}, 1, 0.5)
+    found = seen.without_thawed(A, 0.1)
+    assert found.owners == owners
+    assert seen.owners == [run.host for run in ownership.runs]
+
+
 # ---------------------------------------------------------------------- the write log on a disk
 
 

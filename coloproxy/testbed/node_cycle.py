@@ -22,6 +22,9 @@ so that both halves live, and whoever wins goes on."""
 
 Victim = Literal["primary", "secondary"]
 
+THAWED_SECONDS: Final = 0.1
+"""Filter attach: so long what a stopped host had in its sockets may leave when it goes on."""
+
 _FACTS: Final = ("stalls", "record_stall", "alone_seconds", "protected_seconds")
 
 
@@ -114,6 +117,9 @@ async def run_cycle(
     alone_seconds = time.monotonic() - died
     transfers = await traffic.finish(load.patience)
     await log.reached(log.acknowledged + 2, deadlines.record)
+    owners = [primary] if survivor == primary else [primary, survivor]
+    thaws = death == "stop" and survivor != primary and bed.options.attach == "filters"
+    faults = (await bed.watch.seen()).faults(owners) if thaws else []
 
     returned = time.monotonic()
     await _return(bed, host, death)
@@ -121,8 +127,11 @@ async def run_cycle(
     protected_seconds = time.monotonic() - returned
     await log.reached(log.acknowledged + 2, deadlines.record)
 
-    faults = [f"{transfer.kind} lost: {transfer.text}" for transfer in transfers if not transfer.kept]
-    faults += (await bed.watch.seen()).faults([primary] if survivor == primary else [primary, survivor])
+    faults += [f"{transfer.kind} lost: {transfer.text}" for transfer in transfers if not transfer.kept]
+    seen = await bed.watch.seen()
+    if thaws:
+        seen = seen.without_thawed(primary, THAWED_SECONDS)
+    faults += [fault for fault in seen.faults(owners) if fault not in faults]
     if now_primary != survivor:
         faults.append(f"{survivor} went on alone, but {now_primary} is the primary now")
     faults += await _log_faults(bed, log)

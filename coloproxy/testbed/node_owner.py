@@ -12,7 +12,7 @@ delays frames: those were sent before, and are counted as late.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .node_net import HOSTS, Host
@@ -76,6 +76,19 @@ class Seen:
     def owners(self) -> list[Host]:
         """Who owned the guest, one after the other."""
         return [run.host for run in self.runs]
+
+    def without_thawed(self, host: Host, limit: float) -> Seen:
+        """As if one run of *host* between two of the other's, no longer than *limit* seconds, had not been.
+
+        What its QEMU had read, or could read from its sockets, when it was stopped leaves when it goes on, in the
+        filter attach: docs/node.md.
+        """
+        for before, thawed, after in zip(self.runs, self.runs[1:], self.runs[2:], strict=False):
+            if thawed.host == host and before.host == after.host and thawed.last - thawed.first <= limit:
+                merged = Run(before.host, before.first, after.last, before.frames + after.frames)
+                at = self.runs.index(before)
+                return replace(self, runs=[*self.runs[:at], merged, *self.runs[at + 3 :]])
+        return self
 
     def faults(self, owners: Sequence[Host]) -> list[str]:
         """Why it wasn't so that exactly these owned it, one after the other; nothing: it was."""
