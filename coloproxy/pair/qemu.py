@@ -173,7 +173,7 @@ def _filter(kind: str, name: str, rest: str, *, vnet_hdr: bool) -> list[str]:
 
 def _the_nic(vm: Vm) -> Nic:
     if len(vm.nics) != 1:
-        raise MisuseError(f"vm.{vm.name}: the filter attach is for one NIC, not {len(vm.nics)}")
+        raise MisuseError(f"vm.{vm.name}: the filter attach is for one NIC, {len(vm.nics)} are there")
     return vm.nics[0]
 
 
