@@ -31,10 +31,11 @@ from .engine import Engine, EngineCounters
 from .engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from .errors import ColoproxyError, LimitError, MisuseError, NativeError
 from .guide import Guide, PlainGuide, QmpGuide
+from .held import HeldAtTheEnd
 from .journal import Journal
 from .notify import NotifyPort
 from .options import CompareOptions
-from .reports import Alone, Report, Trouble
+from .reports import Report
 from .stats import Snapshot
 from .voice import Voice
 
@@ -76,7 +77,7 @@ class Comparing:
         self._silence = silence
         self._holds = hold_when_over
         self._in_colo = in_colo
-        self._held: _HeldAtTheEnd | None = None
+        self._held: HeldAtTheEnd | None = None
         self._voice = Voice(
             journal,
             options.rules,
@@ -243,7 +244,7 @@ class Comparing:
             attached.clear()
         engine.lease(self._lease)
         asyncio.get_running_loop().add_reader(engine.event_fd, self._drain_events)
-        self._held = _HeldAtTheEnd(engine, begun=self._in_colo) if self._holds else None
+        self._held = HeldAtTheEnd(engine, engine.checkpoint_stop, begun=self._in_colo) if self._holds else None
         self._guide.begin(self._held or engine)
         engine.start()
         self._peers = [self._spawn(self._serve(engine, port), str(port)) for port in Port]
@@ -375,53 +376,10 @@ class Comparing:
     # --------------------------------------------------------------- telling
 
     def _tell(self, report: Report) -> None:
-        if isinstance(report, Alone) and self._held is not None and self._held.holds:
-            self._told(Trouble(f"no secondary any more ({report.reason}): all is held until it is known who goes on"))
-        else:
-            self._told(report)
+        self._told(report if self._held is None else self._held.as_told(report))
         self._pacer.on_report(report)
         # QMP lost: the primary's socket may have been lost before
         asyncio.get_running_loop().call_soon(self._look_after_primary)
-
-
-class _HeldAtTheEnd:
-    """An engine whose guide can't end a protection that has begun: what follows is held.
-
-    begun: it has, already. `holds`: it has, and nobody has said otherwise.
-    """
-
-    def __init__(self, engine: Engine, *, begun: bool) -> None:
-        self._engine = engine
-        self.holds = begun
-
-    def let_go(self) -> None:
-        """From now on the guide may end it."""
-        self.holds = False
-
-    def checkpoint_stop(self) -> None:
-        self._engine.checkpoint_stop()
-
-    def checkpoint_commit(self, resumed_ns: int) -> None:
-        self.holds = True
-        self._engine.checkpoint_commit(resumed_ns)
-
-    def checkpoint_abort(self) -> None:
-        self._engine.checkpoint_abort()
-
-    def alone(self) -> None:
-        if self.holds:
-            self._engine.checkpoint_stop()
-        else:
-            self._engine.alone()
-
-    def gate_attach(self, sock: socket.socket) -> socket.socket:
-        return self._engine.gate_attach(sock)
-
-    def gate_done(self, messages: int) -> None:
-        self._engine.gate_done(messages)
-
-    def gate_detach(self) -> None:
-        self._engine.gate_detach()
 
 
 def _peer_of(sock: socket.socket) -> redirector.Peer:

@@ -91,6 +91,13 @@ async def watched(bed: NodeBed) -> None:
             await asyncio.sleep(0.05)
 
 
+async def comparator(bed: NodeBed, host: Host) -> dict[str, Any]:
+    """As the primary's status has it."""
+    status = await bed.ask(host, "status")
+    found: dict[str, Any] = status["vm"]["comparator"]
+    return found
+
+
 async def ends_well(bed: NodeBed, log: WriteLog, owners: list[Host]) -> None:
     """Protected again, by these owners one after the other, and nothing is lost that was written."""
     assert await bed.protected(LONG) == owners[-1]
@@ -135,6 +142,31 @@ async def test_the_register_is_reached_by_one(etcd: NodeBed, who: str) -> None:
     assert await etcd.state(other(survivor)) in {"suspended", "claim"}
     mend(etcd)
     await ends_well(etcd, log, [primary] if survivor == primary else [primary, survivor])
+
+
+async def test_nothing_is_said_from_the_end_of_colo_to_the_registers_word(etcd: NodeBed) -> None:
+    """The primary can't know that the secondary does not win: what it says is held, not released uncompared (R1)."""
+    primary, log = await begin(etcd)
+    assert etcd.arbiter is not None
+    await etcd.arbiter.freeze()  # a claim waits
+    monitor = await etcd.monitor(primary)
+    try:
+        await monitor.execute("yank", {"instances": [{"type": "migration"}]}, deadline=LONG)
+    finally:
+        await monitor.close()
+    await etcd.ask(primary, "checkpoint")  # at which its QEMU finds that COLO is over
+    await etcd.until_state(primary, {"suspended"}, LONG)
+    async with asyncio.timeout(LONG):  # equal output leaves until the comparator has heard of the end, too
+        while (before := await comparator(etcd, primary))["mode"] == "protected":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await watched(etcd)  # the guest was asked, and answers
+    after = await comparator(etcd, primary)
+    assert await etcd.state(primary) == "suspended"
+    uncompared = {"passed": 0}  # ARP is
+    assert (after["mode"], after["released"] | uncompared) == ("stopped", before["released"] | uncompared)
+    assert after["frames_in"][0] > before["frames_in"][0]
+    etcd.arbiter.thaw()
+    await ends_well(etcd, log, [primary])
 
 
 async def test_the_register_is_reached_by_none(etcd: NodeBed) -> None:

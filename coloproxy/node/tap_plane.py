@@ -70,7 +70,7 @@ class TapPlane:
         if isinstance(old, PrimaryVm) and old.state == "unprotected" and old.dialer is None:
             vm = old
         else:
-            vm = self._make_primary()
+            vm = self._make_primary(in_colo=old is None)  # nothing runs: a predecessor has left us the pair
             if old is not None and not self._is_over(old):
                 estate = await self._retire(old)
             elif old is not None:
@@ -210,9 +210,9 @@ class TapPlane:
 
     # ----------------------------------------------------------------- inside
 
-    def _make_primary(self) -> PrimaryVm:
+    def _make_primary(self, *, in_colo: bool = False) -> PrimaryVm:
         pair = self._setting.in_role("primary")
-        return PrimaryVm(pair, pair.vms[0], self._journal, self._failed)
+        return PrimaryVm(pair, pair.vms[0], self._journal, self._failed, hold_when_over=True, in_colo=in_colo)
 
     @staticmethod
     def _is_over(vm: PrimaryVm | SecondaryVm | None) -> bool:

@@ -18,6 +18,7 @@ from coloproxy.engine import Engine
 from coloproxy.engine_events import EngineEvent, EngineFailed, PeerAttached, PeerLost, Port
 from coloproxy.errors import ColoproxyError, MisuseError, QmpError
 from coloproxy.guide import Guide, PlainGuide, QmpGuide
+from coloproxy.held import HeldAtTheEnd
 from coloproxy.journal import Journal
 from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, PathEvent, Place, Role
@@ -87,10 +88,26 @@ class _Epochs:
 
 
 class PrimaryVm(RunningVm):
-    """Also: the comparator's engine, and the guide that ends its epochs."""
+    """Also: the comparator's engine, and the guide that ends its epochs.
 
-    def __init__(self, pair: Pair, vm: Vm, journal: Journal, fail: Callable[[str], None]) -> None:
+    hold_when_over: when COLO ends, whoever ended it, all is held until go_alone(): somebody must know first that the
+        secondary does not go on.
+    in_colo: a predecessor has left us a VM that is in COLO, or was.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        vm: Vm,
+        journal: Journal,
+        fail: Callable[[str], None],
+        *,
+        hold_when_over: bool = False,
+        in_colo: bool = False,
+    ) -> None:
         super().__init__(pair, vm, Role.PRIMARY, journal, fail)
+        self._holds_when_over, self._in_colo = hold_when_over, in_colo
+        self._held: HeldAtTheEnd | None = None
         self._rules = NO_RULES if pair.compare.rules is None else load_rules(pair.compare.rules)
         compare = pair.compare
         self._record, self._ring = compare.recording(vm.name), compare.ring(vm.name)
@@ -179,7 +196,9 @@ class PrimaryVm(RunningVm):
     def _start_engine(self) -> None:
         engine = self._engine
         asyncio.get_running_loop().add_reader(engine.event_fd, self._drain_engine)
-        self._guide.begin(self._epochs)
+        if self._holds_when_over:
+            self._held = HeldAtTheEnd(self._epochs, engine.checkpoint_stop, begun=self._in_colo)
+        self._guide.begin(self._held or self._epochs)
         engine.start()
         for port, place in _SOCKETS:
             ours, theirs = socket.socketpair()
@@ -198,7 +217,7 @@ class PrimaryVm(RunningVm):
 
     def _replace_engine(self) -> None:
         """The primary's VMM has died: what it said and what was held of it must never reach a client (R1)."""
-        self._primary_lost = False
+        self._primary_lost = self._in_colo = False
         self._pacer.rest()
         held = self._engine.counters().comparator.held_frames[0]
         self.trouble(f"the primary VM is gone: {held} held frames of it are void; waiting for the next one")
@@ -259,7 +278,7 @@ class PrimaryVm(RunningVm):
         if isinstance(report, CheckpointCommitted):
             self._checkpointed.set()
         self._pacer.on_report(report)
-        self.tell(report)
+        self.tell(report if self._held is None else self._held.as_told(report))
 
     @property
     def checkpoints(self) -> int:
@@ -425,6 +444,8 @@ class PrimaryVm(RunningVm):
         if self._qmp is not None and tell_vmm:
             await self._qmp_alone(self._qmp)
         self._pacer.rest()
+        if self._held is not None:
+            self._held.let_go()
         self._epochs.alone()
         await asyncio.sleep(0.05)  # the message above
         if self._dialing is not None:
@@ -458,7 +479,8 @@ class PrimaryVm(RunningVm):
             return "stood-down"
         if self._alone:
             return "alone"
-        return "protected" if self._guide.protected() and self._synced else "unprotected"
+        compares = self._guide.protected() or (self._held is not None and self._held.holds)
+        return "protected" if compares and self._synced else "unprotected"
 
     def status(self) -> dict[str, Any]:
         return {
