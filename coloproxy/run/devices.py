@@ -173,10 +173,18 @@ async def apart(function: Callable[[], _T]) -> _T:
     """Runs it in a thread of its own: pyroute2 has an event loop that can't run inside ours.
 
     A new one each time, for capabilities are a thread's: those from before the process gave its rights up have none.
+    A thread can't be cancelled: whoever is waits for its end, so that what it has opened is there to be closed.
     """
     executor = ThreadPoolExecutor(1, "coloproxy-devices")
+    done = asyncio.get_running_loop().run_in_executor(executor, function)
     try:
-        return await asyncio.get_running_loop().run_in_executor(executor, function)
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({done})
+        done.exception()  # it was seen
+        raise
     finally:
         executor.shutdown(wait=False)
 

@@ -47,7 +47,7 @@ class NicWires:
             await devices.apart(self._open_tap)
         side = self.nic.vm
         if not side.is_socket:
-            self._vm_fd = await devices.apart(self._open_interface)
+            await devices.apart(self._open_interface)
         elif side.kind != "dgram" and side.address is not None:
             plain = Address(
                 connect=not side.listen, host=side.address.host, port=side.address.port, path=side.address.path
@@ -85,16 +85,23 @@ class NicWires:
                 os.close(fd)
         self._kept = None
 
-    def _open_interface(self) -> tuple[int, WireKind, int]:
+    def _open_interface(self) -> None:
         side = self.nic.vm
         assert side.name is not None
         vnet_len = devices.VNET_LEN if side.vnet_hdr else 0
         if side.kind == "packet":
-            return devices.open_packet(side.name, side.netns, vnet_hdr=side.vnet_hdr), WireKind.PACKET, vnet_len
+            fd = devices.open_packet(side.name, side.netns, vnet_hdr=side.vnet_hdr)
+            self._vm_fd = fd, WireKind.PACKET, vnet_len
+            return
         device = devices.open_tap(side.name, vnet_hdr=side.vnet_hdr, netns=side.netns)
-        device.set_carrier(on=True)
-        devices.set_up_tap(side.name, mtu=self.nic.tap.mtu, bridge=None, netns=side.netns, mac=self.nic.mac, ours=False)
-        return device.fds[0], WireKind.FRAMES, device.vnet_len
+        mtu, mac = self.nic.tap.mtu, self.nic.mac
+        try:
+            device.set_carrier(on=True)
+            devices.set_up_tap(side.name, mtu=mtu, bridge=None, netns=side.netns, mac=mac, ours=False)
+        except DeviceError:
+            os.close(device.fds[0])
+            raise
+        self._vm_fd = device.fds[0], WireKind.FRAMES, device.vnet_len
 
     def start(self, path: Path) -> None:
         """Gives the path what is open. Raises ColoproxyError."""
@@ -168,7 +175,7 @@ class NicWires:
 
     async def _serve_interface(self, path: Path) -> None:
         async def again() -> None:
-            self._vm_fd = await devices.apart(self._open_interface)
+            await devices.apart(self._open_interface)
             self._attach_interface(path)
 
         await self._serve_device(self._lost[Place.VM], again)

@@ -120,7 +120,7 @@ class _Points:
 
 def _set_points(points: _Points) -> None:
     from coloproxy.disks import record, recover, secondary
-    from coloproxy.node import plane
+    from coloproxy.node import tap_plane
     from coloproxy.node.facts import Record, Standing
     from coloproxy.node.record import RecordFile
     from coloproxy.run.secondary import SecondaryVm
@@ -141,7 +141,7 @@ def _set_points(points: _Points) -> None:
     points.behind(QemuProcess, "execute", "told", lost_heartbeat)
     points.behind(secondary, "wait_commit", "committed")
     points.behind(record, "end_takeover", "noted")
-    points.behind(plane, "save_table", "kept")
+    points.behind(tap_plane, "save_table", "kept")
     points.behind(SecondaryVm, "take_over", "open")
     points.behind(secondary, "clean_up", "cleaned")
     points.behind(RecordFile, "note", "settled", own)
