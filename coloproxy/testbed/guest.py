@@ -30,6 +30,7 @@ LARGE_FILE_BYTES = 50 * 1000 * 1000
 _FORMAT = 2  # of a cached guest; to be raised when what is made of the same inputs changes
 _KEPT_GUESTS = 3
 _DRAFT_SECONDS = 3600.0
+_USED_SECONDS = 36 * 3600.0  # a soak of a day starts QEMU from it again and again
 _LARGE_FILE_SEED = b"coloproxy large file"
 _DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules", "www", "www/cgi-bin")
 
@@ -145,8 +146,9 @@ def _prune(cache: Path) -> None:
         with contextlib.suppress(OSError):  # another process prunes, too
             dated.append((path.stat().st_mtime, path))
     guests = sorted((item for item in dated if item[1].name.startswith("guest-")), reverse=True)
-    stale = [path for _, path in guests[_KEPT_GUESTS:]]
-    stale += [path for age, path in dated if path.name.startswith("building-") and time.time() - age > _DRAFT_SECONDS]
+    now = time.time()
+    stale = [path for used, path in guests[_KEPT_GUESTS:] if now - used > _USED_SECONDS]
+    stale += [path for made, path in dated if path.name.startswith("building-") and now - made > _DRAFT_SECONDS]
     for path in stale:
         shutil.rmtree(path, ignore_errors=True)
 
