@@ -129,14 +129,13 @@ class FilterPlane:
         self._tell(told.TookOver(reason, 1))  # its MAC, by QEMU
 
     async def go_alone(self, reason: str) -> None:
-        if self._role != "primary" or self._comparing is None or self._went_alone:
-            return
-        self._muted = False
-        self._apply()
-        self._comparing.alone()  # first: QEMU's main loop may wait for room in compare0
-        self._went_alone = True
-        self._tell(told.WentAlone(reason))
-        await filters.remove_mirror(self._need_qemu())
+        if self._role == "primary" and self._comparing is not None and not self._went_alone:
+            self._muted = False
+            self._apply()
+            self._comparing.alone()  # first: QEMU's main loop may wait for room in compare0
+            self._went_alone = True
+            self._tell(told.WentAlone(reason))
+        await filters.remove_mirror(self._need_qemu())  # an earlier coloproxy may have left it, and QEMU hang in it
 
     async def forget(self) -> None:
         await self.end()

@@ -158,7 +158,6 @@ class Work:
         elif self._kept.kept.secondary:
             await self._take_over(self.qemu, generation, reason)
         else:
-            await resync.go_on(self.qemu, self._disks())
             await self._go_alone(self.qemu, reason)
         await self._plane.serve_alone()
 
@@ -263,6 +262,7 @@ class Work:
             await disk_primary.yank(qemu, disks)
         await yank_migration(qemu)
         await self._plane.go_alone(reason)
+        await resync.go_on(qemu, disks)  # not before: its question is in band, and waits for what is broken off above
         with contextlib.suppress(QmpError):  # it is not in COLO any more, or never was
             await qemu.execute("x-colo-lost-heartbeat", deadline_s=STEP_S)
         with contextlib.suppress(QmpError):
