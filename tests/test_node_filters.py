@@ -101,7 +101,8 @@ async def test_a_pair_has_each_filter_at_its_place(bed: NodeBed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("death", "victim"), [("kill", "primary"), ("kill", "secondary"), ("stop", "primary"), ("stop", "secondary")]
+    ("death", "victim"),
+    [("kill", "primary"), ("kill", "secondary"), ("stop", "primary"), ("stop", "secondary"), ("link", "secondary")],
 )
 async def test_a_host_dies_and_comes_back(bed: NodeBed, death: Death, victim: Victim) -> None:
     """Transfers that began under this protection end with the right bytes."""
