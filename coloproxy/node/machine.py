@@ -372,7 +372,8 @@ TABLE: Final[tuple[Row, ...]] = (
     _row(_S.PROTECT, _E.COLO, (), _S.PROTECTED, _W.PRIMARY, [], "from now on the secondary may take over"),
     _row(_S.PROTECT, (_E.FAILED, _E.PEER_DEAD, _E.COLO_LOST, _E.VM_DEAD), (), _S.SETTLE, None, [_A.SETTLE],
          "the attempt has failed; nobody but us can go on"),
-    _row(_SERVING, _E.VM_SHUTDOWN, (), _S.STOPPED, None, [_A.DISCARD], "as the guest wanted"),
+    # The secondary's guest powers off in the same moment: its loss may be told first, and be what SETTLE was begun for.
+    _row((*_SERVING, _S.FAILED), _E.VM_SHUTDOWN, (), _S.STOPPED, None, [_A.DISCARD], "as the guest wanted"),
     # -- the primary of a pair
     _row(_PAIRED, _E.PEER, superseded, _S.JOIN, _W.VOID, [_A.DISCARD], "the peer went on"),
     _row((_S.PROTECTED, _S.SUSPENDED), _E.PEER, (can_not_go_on, no_register), _S.SETTLE, _W.OWNER, [_A.SETTLE],
