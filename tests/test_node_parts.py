@@ -482,3 +482,12 @@ def test_a_forced_generation_is_later_than_all_that_were_heard_of_whatever_the_c
     facts = Facts("a", own=Record(Standing.VOID, 7), peer=Advert(State.ALONE, Standing.OWNER, 2_000_000_000))
     step = decide(facts.with_(state=State.JOIN, moment=moment), Event.FORCE)
     assert step is not None and step.record.generation > 2_000_000_000
+
+
+def test_a_guest_that_powers_off_is_stopped_though_the_secondarys_loss_was_told_first() -> None:
+    """Both copies power off at once. The primary's QEMU is gone when SETTLE, begun for that loss, asks it."""
+    facts = Facts("a", state=State.SETTLE, own=Record(Standing.OWNER, 3), vm=VmView.NONE)
+    failed = decide(facts, Event.FAILED)
+    assert failed is not None and failed.state is State.FAILED
+    stopped = decide(facts.with_(state=failed.state), Event.VM_SHUTDOWN)
+    assert stopped is not None and stopped.state is State.STOPPED
