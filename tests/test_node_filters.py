@@ -17,12 +17,12 @@ import pytest
 import pytest_asyncio
 
 from coloproxy.testbed.errors import ProcessError
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
 from coloproxy.testbed.node_guest import PROGRAMS
 from coloproxy.testbed.node_kill import Plan, run_trial
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.requirements import missing
 
 LACKS = ", ".join(item.what for item in missing(PROGRAMS))
@@ -38,9 +38,8 @@ PRIMARY, SECONDARY = {"m0", "redire0", "redire1"}, {"f1", "f2", "rew0"}
 
 def options() -> NodeOptions:
     """A pair with an etcd; a busy machine must not look like a dead one."""
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
     file = NodeFile(
-        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}},
+        node={"arbiter": etcd_arbiter()},
         heartbeat={"timeout": "2s"},
         compare={"compare_timeout": "1s"},
     )

@@ -19,10 +19,10 @@ import pytest
 import pytest_asyncio
 
 from coloproxy.testbed.errors import DeadlineError, ProcessError
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_guest import PROGRAMS
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS, Host, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.process import run
 from coloproxy.testbed.requirements import missing
@@ -39,9 +39,8 @@ MIB = 1 << 20
 
 
 def options() -> NodeOptions:
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
     file = NodeFile(
-        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}, "resync_speed": "0B"},
+        node={"arbiter": etcd_arbiter(), "resync_speed": "0B"},
         heartbeat={"timeout": "2s"},
         link={"keepalive": "100ms", "timeout": "5s"},
     )

@@ -17,11 +17,11 @@ import pytest_asyncio
 
 from coloproxy.testbed.client import TransferResult
 from coloproxy.testbed.guest import large_file
-from coloproxy.testbed.node_bed import ETCD_PORT, NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_fault import COMMAND, arm
 from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
-from coloproxy.testbed.node_net import ARBITER_ADDRESSES, HOSTS, other
-from coloproxy.testbed.node_toml import NodeFile
+from coloproxy.testbed.node_net import HOSTS, other
+from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_verify import examine_log
 from coloproxy.testbed.requirements import missing
 
@@ -46,9 +46,8 @@ class World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
-    urls = {host: [f"http://{address}:{ETCD_PORT}"] for host, address in ARBITER_ADDRESSES.items()}
     file = NodeFile(
-        node={"arbiter": {"kind": "etcd", "etcd": {"endpoints": urls}}},
+        node={"arbiter": etcd_arbiter()},
         heartbeat={"timeout": "2s"},  # a busy machine must not look like a dead one
         link={"keepalive": "100ms", "timeout": "5s"},
     )

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from coloproxy import vmm
 from coloproxy.address import Address
 from coloproxy.comparing import Comparing
+from coloproxy.disks import Monitor
 from coloproxy.engine_events import Port
 from coloproxy.errors import DeviceError, MisuseError, PeerError, QmpError, VmmError
 from coloproxy.journal import Journal
@@ -32,7 +33,7 @@ from coloproxy.vmm.detached import Account
 
 from . import filters
 from .facts import other
-from .plane import FindQemu, Monitor
+from .plane import FindQemu
 from .setting import Setting
 
 log = logging.getLogger(__name__)
@@ -115,11 +116,15 @@ class FilterPlane:
         await self._end_comparing()
         self._become("secondary")
 
+    async def break_off(self) -> None:
+        """A primary that was stopped does not read what our guest says, nor a secondary what clients send."""
+        for chardev in ("red1", "mirror0"):
+            await filters.yank(self._need_qemu(), chardev)
+
     async def take_over(
         self, reason: str, run_alone: Callable[[], Awaitable[None]], before_heard: Callable[[], Awaitable[None]]
     ) -> None:
         qemu = self._need_qemu()
-        await filters.yank(qemu, "red1")  # a primary that was stopped reads no more, and our guest talks
         await run_alone()
         await filters.remove_secondary(qemu)
         await before_heard()

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from coloproxy import redirector
+from coloproxy.disks import Monitor
 from coloproxy.errors import PeerError, QmpError
 from coloproxy.pair.qemu import LOOPBACK, NETDEV
-
-from .plane import Monitor
 
 PRIMARY: Final = {"m0": "mirror0", "redire0": "compare_out", "redire1": "compare0"}
 """The primary's, in the order of their making, each with its chardev."""

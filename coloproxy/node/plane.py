@@ -7,19 +7,11 @@ frames to and from a comparator in this process. docs/node.md says when to take 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from coloproxy import vmm
-
-
-class Monitor(Protocol):
-    """The VM's QEMU, as far as a data path needs it; QemuProcess is one."""
-
-    async def execute(
-        self, name: str, arguments: Mapping[str, object] | None = None, *, out_of_band: bool = False
-    ) -> object:
-        """The return value of a QMP command. Raises QmpError."""
+from coloproxy.disks import Monitor
 
 
 class Plane(Protocol):
@@ -46,6 +38,12 @@ class Plane(Protocol):
 
     async def become_secondary(self) -> None:
         """Fed and heard by the primary; nothing of this VM reaches a client."""
+
+    async def break_off(self) -> None:
+        """Whatever of the data path QEMU's main loop may hang in, because the peer reads no more: out of band.
+
+        Before any question in band, when the peer is given up. Never an error: there may be nothing.
+        """
 
     async def take_over(
         self, reason: str, run_alone: Callable[[], Awaitable[None]], before_heard: Callable[[], Awaitable[None]]

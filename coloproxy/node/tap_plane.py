@@ -121,6 +121,9 @@ class TapPlane:
             log.warning("%s: %s", self._table, error)
             return False
 
+    async def break_off(self) -> None:
+        """Nothing: QEMU's socket is this process's, which always reads."""
+
     async def take_over(
         self, reason: str, run_alone: Callable[[], Awaitable[None]], before_heard: Callable[[], Awaitable[None]]
     ) -> None:

@@ -187,6 +187,7 @@ class Work:
         """
         disks = self._disks()
         await yank_migration(qemu)
+        await self._plane.break_off()
         await self._begin_takeover(qemu, disks, generation)
         if not self._plane.knows_connections:
             log.warning("how clients' connections are numbered is not known since coloproxy was away: the VM is booted")
@@ -261,6 +262,7 @@ class Work:
         if disks:
             await disk_primary.yank(qemu, disks)
         await yank_migration(qemu)
+        await self._plane.break_off()
         await self._plane.go_alone(reason)
         await resync.go_on(qemu, disks)  # not before: its question is in band, and waits for what is broken off above
         with contextlib.suppress(QmpError):  # it is not in COLO any more, or never was

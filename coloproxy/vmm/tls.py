@@ -11,12 +11,13 @@ import contextlib
 import hmac
 import os
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from coloproxy.errors import QmpError, VmmError
 
 from .detached import Account
 from .files import open_plain
+from .process import QemuProcess
 
 End = Literal["server", "client"]
 
@@ -37,12 +38,6 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """
 
 
-class Monitor(Protocol):
-    """A QMP monitor; raises QmpError."""
-
-    async def execute(self, name: str, arguments: dict[str, object] | None = None) -> object: ...
-
-
 class Credentials:
     """A key for the QEMUs of one pair, in a directory that QEMU can read.
 
@@ -58,7 +53,7 @@ class Credentials:
         self._key = hmac.digest(psk, b"coloproxy qemu 1\0" + pair.encode(), "sha256")
         self._user = user
 
-    async def offer(self, qemu: Monitor, end: End) -> str:
+    async def offer(self, qemu: QemuProcess, end: End) -> str:
         """Makes QEMU know the key as it is now; the object's name, for `tls-creds`. Idempotent.
 
         Raises QmpError, VmmError.
