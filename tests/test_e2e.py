@@ -178,7 +178,7 @@ async def test_comparator_killed_and_restarted(how: signal.Signals, journal: Jou
     command = coloproxy_compare("--json-events", str(journal.path), *recording, *ring)
     async with VmPair(options(journal, tmp_path, command)) as pair:
         await protect(pair, journal)
-        transfer = await pair.client.download(limit_rate="10M")
+        transfer = await pair.client.download(rate=10_000_000)
         await transfer.reached(10_000_000, DEADLINE)
         await pair.restart_comparator(how)
         result = await transfer.result(DEADLINE)
@@ -293,7 +293,7 @@ async def test_qmp_gone_and_back(journal: Journal, tmp_path: Path) -> None:
 
         async with VmPair(options(journal, tmp_path, command)) as pair:
             await protect(pair, journal)
-            transfer = await pair.client.download(limit_rate="10M")
+            transfer = await pair.client.download(rate=10_000_000)
             await transfer.reached(10_000_000, DEADLINE)
             made[0].cut()
             await journal.wait("qmp-lost")

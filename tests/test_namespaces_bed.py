@@ -104,7 +104,7 @@ async def test_a_host_that_is_cut_off_is_gone_and_the_other_can_take_over(how: C
         for role in ("primary", "secondary"):
             await bed.start_vm(role, ["nginx"])
         proxy = await bed.run_in_host("primary", "proxy", ["sleep", "1000"])
-        transfer = await bed.client.download(limit_rate="10M")
+        transfer = await bed.client.download(rate=10_000_000)
         await transfer.reached(2_000_000, deadline=20)
         await bed.cut("primary", how)
         assert await bed.client.ping(1) == 0
@@ -148,7 +148,7 @@ async def test_tcp_options(stack: Stack, options: set[str]) -> None:
     async with NamespacePair(NamespaceOptions(vm_stacks=stacks, large_bytes=30_000_000)) as bed:
         await bed.stand_in("primary")
         await bed.start_vm("primary", ["nginx"])
-        transfer = await bed.client.download(limit_rate="5M")
+        transfer = await bed.client.download(rate=5_000_000)
         await transfer.reached(100_000, deadline=20)
         said = (await bed.client.run("ss", "-Htino", "dst", GUEST_IPV4)).check().stdout.decode()
         assert set(re.findall(r"\b(ts|sack|wscale)\b", said)) == options, said

@@ -80,7 +80,7 @@ async def die_within(world: World, point: str, *, numbers: bool = True, qemu: bo
     await bed.watch.reset()
     log = await bed.write_log(f"log-{len(world.logs)}")
     await log.reached(10, LONG)
-    transfer = await bed.client.download(LARGE_PATH, limit_rate="2M", keepalive=2)
+    transfer = await bed.client.download(LARGE_PATH, rate=2_000_000, keepalive=2)
     await transfer.reached(1_000_000, LONG)
     fault = arm(bed.config, survivor, point, qemu=qemu)
     await bed.kill_host(primary)

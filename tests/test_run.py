@@ -45,7 +45,7 @@ def options(tmp_path: Path, **more: Any) -> NamespaceOptions:
 
 async def begin(bed: NamespacePair) -> Transfer:
     """A download that has a while to go."""
-    transfer = await bed.client.download(limit_rate="3M")
+    transfer = await bed.client.download(rate=3_000_000)
     await transfer.reached(500_000, deadline=30)
     return transfer
 

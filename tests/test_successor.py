@@ -30,7 +30,7 @@ async def test_a_survivor_becomes_a_primary(tmp_path: Path) -> None:
     async with NamespacePair(NamespaceOptions(kind="packet", large_bytes=6_000_000, keep_logs=tmp_path)) as bed:
         heir = (sys.executable, str(Path(__file__).with_name("heir.py")))
         proxies = await protect(bed, services=("nginx", "upload"), prefix=heir)
-        transfers = [await bed.client.download(limit_rate="1M"), await bed.client.upload(BODY, limit_rate="1M")]
+        transfers = [await bed.client.download(rate=1_000_000), await bed.client.upload(BODY, rate=1_000_000)]
         for transfer in transfers:
             await transfer.reached(1_000_000, deadline=30)
         await fail_over(bed, proxies["secondary"], "kill")

@@ -71,7 +71,7 @@ async def test_a_slow_reader_needs_no_checkpoint(offloads: bool, tmp_path: Path)
     options = NamespaceOptions(kind="packet", offloads=offloads, large_bytes=24_000_000, keep_logs=tmp_path)
     async with NamespacePair(options) as bed:
         proxies = await protect(bed, services=("nginx",))
-        transfers = [await bed.client.download(limit_rate="5M", ipv6=ipv6) for ipv6 in (False, True, False, True)]
+        transfers = [await bed.client.download(rate=5_000_000, ipv6=ipv6) for ipv6 in (False, True, False, True)]
         for transfer in transfers:
             result = await transfer.result(60)
             assert (result.returncode, result.sha256) == (0, bed.content.large_sha256)
@@ -187,7 +187,7 @@ async def test_the_link_is_cut_and_mended(tmp_path: Path) -> None:
     options = NamespaceOptions(impaired=frozenset({"link"}), large_bytes=10_000_000, keep_logs=tmp_path)
     async with NamespacePair(options) as bed:
         proxies = await protect(bed, services=["nginx"])
-        transfer = await bed.client.download(limit_rate="5M")
+        transfer = await bed.client.download(rate=5_000_000)
         await transfer.reached(1_000_000, deadline=30)
         await bed.relays["link"].cut()
         await proxies["primary"].until("without its peer", lambda vm: vm["link"]["state"] == "down")

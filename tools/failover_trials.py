@@ -60,17 +60,17 @@ def checkpoints(pair: TapPair) -> str:
 
 
 async def trial(
-    kind: str, pair: VmPair | TapPair, death: str, size: int, rng: random.Random, limit_rate: str | None
+    kind: str, pair: VmPair | TapPair, death: str, size: int, rng: random.Random, rate: int | None
 ) -> tuple[bool, float, str]:
     """One pair, one death. Returns whether the transfer was kept, its longest stall in seconds, and what happened."""
     async with pair:
         await pair.start_colo()
         body = rng.randbytes(size) if kind == "upload" else b""
         if kind == "upload":
-            transfer = await pair.client.upload(body, limit_rate=limit_rate)
+            transfer = await pair.client.upload(body, rate=rate)
             want = hashlib.sha256(body).hexdigest()
         else:
-            transfer = await pair.client.download(limit_rate=limit_rate)
+            transfer = await pair.client.download(rate=rate)
             want = pair.guest.large_sha256
         at = rng.randrange(size // 10, size * 9 // 10)
         await transfer.reached(at, deadline=TRANSFER_DEADLINE)
@@ -112,7 +112,7 @@ async def main() -> int:
     )
     parser.add_argument("--nic", choices=("e1000", "virtio"), default="e1000")
     parser.add_argument("--size", type=int, default=50_000_000, help="bytes of a transfer (50,000,000)")
-    parser.add_argument("--limit-rate", help="as curl's, for example 20M")
+    parser.add_argument("--rate", type=int, help="at most so many bytes a second, for example 20_000_000")
     parser.add_argument("--seed", type=int, default=1, help="of the kill times (1)")
     parser.add_argument("--logs", type=Path, help="keep the logs of lost trials below this directory")
     arguments = parser.parse_args()
@@ -125,7 +125,7 @@ async def main() -> int:
             logs = arguments.logs / f"{kind}-{number}" if arguments.logs else None
             death = arguments.death[(number - 1) % len(arguments.death)]
             pair = make_pair(arguments, logs)
-            ok, stall, text = await trial(kind, pair, death, arguments.size, rng, arguments.limit_rate)
+            ok, stall, text = await trial(kind, pair, death, arguments.size, rng, arguments.rate)
             print(f"{arguments.comparator} {kind} {number}: {'kept' if ok else 'LOST'}: {text}", flush=True)
             if ok:
                 kept.append(stall)

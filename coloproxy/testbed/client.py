@@ -16,6 +16,7 @@ from .guest_files import GUEST_IPV4, GUEST_IPV6, HTTP_PORT, UPLOAD_PORT
 from .process import Completed, in_namespace, run
 
 _CHUNK = 1 << 16
+_PACES_A_SECOND = 50
 _POLL_SECONDS = 0.005
 _REPORT = "%{stderr}\n%{json}"
 
@@ -50,9 +51,15 @@ class TransferResult:
 class Transfer:
     """A download or upload that runs beside the caller.  Made by Client.download() and Client.upload()."""
 
-    def __init__(self, child: asyncio.subprocess.Process, body: bytes | None) -> None:
+    def __init__(self, child: asyncio.subprocess.Process, body: bytes | None, rate: int | None = None) -> None:
         self.bytes = 0
         """Bytes received so far, or handed to curl so far."""
+        self.rate = rate
+        """At most so many bytes a second; None: all that goes.  May be changed while it runs.
+
+        curl's own limit is an average, so behind a stall it lets all go at once that was not sent in it.  This one
+        never catches up: a paced transfer lasts at least its size through its rate, whatever happens to it.
+        """
         self.longest_stall = 0.0
         self._child = child
         self._started = self._last = time.monotonic()
@@ -101,18 +108,17 @@ class Transfer:
         with contextlib.suppress(ProcessLookupError):
             if self._child.returncode is None:
                 self._child.kill()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-            await self._task
-        await asyncio.shield(self._child.wait())
+        self.rate = None  # asyncio waits for the pipes' ends, too, so what is in them has to be read
+        await asyncio.shield(self._task)
 
     async def _download(self) -> TransferResult:
         assert self._child.stdout is not None
         digest = hashlib.sha256()
         report = asyncio.create_task(self._report())
-        while data := await self._child.stdout.read(_CHUNK):
+        while data := await self._child.stdout.read(self._chunk):
             self._progress(len(data))
             digest.update(data)
+            await self._pause(len(data))
         self._progress(0)
         return await self._end(digest.hexdigest(), None, await report)
 
@@ -121,16 +127,24 @@ class Transfer:
         report = asyncio.create_task(self._report())
         answer = asyncio.create_task(self._child.stdout.read())
         with contextlib.suppress(ConnectionError):
-            for start in range(0, len(body), _CHUNK):
-                data = body[start : start + _CHUNK]
+            while data := body[self.bytes : self.bytes + self._chunk]:
                 self._child.stdin.write(data)
                 await self._child.stdin.drain()
                 self._progress(len(data))
+                await self._pause(len(data))
         self._child.stdin.close()
         fields = dict(line.split(": ", 1) for line in (await answer).decode().splitlines() if ": " in line)
         self._progress(0)
         count = fields.get("bytes")
         return await self._end(fields.get("sha256", ""), int(count) if count else None, await report)
+
+    @property
+    def _chunk(self) -> int:
+        return min(_CHUNK, max(1, self.rate // _PACES_A_SECOND)) if self.rate else _CHUNK
+
+    async def _pause(self, count: int) -> None:
+        if self.rate:
+            await asyncio.sleep(count / self.rate)
 
     async def _report(self) -> str:
         assert self._child.stderr is not None
@@ -182,25 +196,23 @@ class Client:
         self,
         path: str = "/large.bin",
         *,
-        limit_rate: str | None = None,
+        rate: int | None = None,
         keepalive: int | None = None,
         ipv6: bool = False,
     ) -> Transfer:
-        """Begin a download; *limit_rate* as curl's option, for example `5M`.
+        """Begin a download of at most *rate* bytes a second.
 
         *keepalive*: seconds of silence until it asks whether its connection is still known there; else it is 60.
         """
-        options = ["--limit-rate", limit_rate] if limit_rate else []
-        options += ["--keepalive-time", str(keepalive)] if keepalive else []
-        return await self._transfer(None, [*options, "--no-buffer", url(path, ipv6=ipv6)])
+        options = ["--keepalive-time", str(keepalive)] if keepalive else []
+        return await self._transfer(None, rate, [*options, "--no-buffer", url(path, ipv6=ipv6)])
 
-    async def upload(self, body: bytes, *, limit_rate: str | None = None, ipv6: bool = False) -> Transfer:
-        """Begin an upload; the guest answers with size and digest of what it received."""
-        options = ["--limit-rate", limit_rate] if limit_rate else []
+    async def upload(self, body: bytes, *, rate: int | None = None, ipv6: bool = False) -> Transfer:
+        """Begin an upload of at most *rate* bytes a second; the guest answers with size and digest of what came."""
         # The guest knows neither "Expect: 100-continue" nor chunks: so say the length, and pass the body as is.
-        options += ["--request", "POST", "--header", "Expect:", "--header", "Transfer-Encoding:"]
+        options = ["--request", "POST", "--header", "Expect:", "--header", "Transfer-Encoding:"]
         options += ["--header", f"Content-Length: {len(body)}", "--upload-file", "-"]
-        return await self._transfer(body, [*options, url("/upload", port=UPLOAD_PORT, ipv6=ipv6)])
+        return await self._transfer(body, rate, [*options, url("/upload", port=UPLOAD_PORT, ipv6=ipv6)])
 
     async def close(self) -> None:
         """End every transfer that still runs."""
@@ -208,7 +220,7 @@ class Client:
             await transfer.close()
         self._transfers.clear()
 
-    async def _transfer(self, body: bytes | None, arguments: Sequence[str]) -> Transfer:
+    async def _transfer(self, body: bytes | None, rate: int | None, arguments: Sequence[str]) -> Transfer:
         argv = ["curl", "--silent", "--show-error", "--fail", "--write-out", _REPORT, *arguments]
         child = await asyncio.create_subprocess_exec(
             *in_namespace(self.namespace, argv),
@@ -217,7 +229,7 @@ class Client:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        transfer = Transfer(child, body)
+        transfer = Transfer(child, body, rate)
         self._transfers.append(transfer)
         return transfer
 

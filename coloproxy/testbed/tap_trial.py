@@ -16,9 +16,8 @@ from .namespaces import Cut, NamespaceOptions, NamespacePair
 from .pair_toml import PairFile
 from .proxies import divergences, fail_over, protect
 
-RATE: Final = "3M"
-"""Bytes a second of each transfer, as curl has it: slow enough for the cut to come in the middle.  curl lets bursts of
-up to twice that through."""
+RATE: Final = 3_000_000
+"""Bytes a second of each transfer: slow enough for the cut to come in the middle."""
 OFFLOADED_BYTES: Final = 30_000_000
 """A good size of a transfer with offloads: super-frames come in still larger bursts."""
 _PROGRESS_SECONDS: Final = 60.0
@@ -71,9 +70,9 @@ async def failover_trial(
         transfers: list[tuple[Kind, Transfer]] = []
         for kind in kinds:
             if kind.upload:
-                transfer = await bed.client.upload(body, limit_rate=RATE, ipv6=kind.ipv6)
+                transfer = await bed.client.upload(body, rate=RATE, ipv6=kind.ipv6)
             else:
-                transfer = await bed.client.download(limit_rate=RATE, ipv6=kind.ipv6)
+                transfer = await bed.client.download(rate=RATE, ipv6=kind.ipv6)
             transfers.append((kind, transfer))
         at = rng.randrange(options.large_bytes // 20, options.large_bytes // 3)
         for _, transfer in transfers:
