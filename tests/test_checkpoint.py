@@ -25,6 +25,7 @@ from coloproxy.checkpoint_actions import (
 from coloproxy.checkpoint_probe import QUESTIONS
 from coloproxy.checkpoint_states import IN_COLO, STANDING, TRANSITIONS, State
 from coloproxy.reports import Report
+from coloproxy.run.checkpoints import Checkpoints
 
 MS = 1_000_000
 TIMING = Timing()
@@ -385,6 +386,23 @@ def test_nothing_is_asked_while_the_guest_stands_still() -> None:
     bench.event("RESUME")
     bench.wait(2000)
     assert bench.sent() == []  # the commit contained what was wanted
+
+
+def test_what_is_wanted_while_colo_begins_is_in_what_begins_it() -> None:
+    """No checkpoint follows, so `ctl checkpoint --wait` has to wait for the epoch, not for a checkpoint."""
+    bench, history = idle(), Checkpoints(0)
+    bench.event("STOP")
+    bench.event("MIGRATION", status="colo")
+    assert bench.state is State.ENTERING
+    bench.take(bench.controller.want("the operator's wish", bench.now))
+    before = history.epochs
+    bench.event("RESUME")
+    for report in bench.reports:
+        history.hear(report)
+    assert (history.epochs, history.count) == (before + 1, 0)
+    bench.sent()
+    bench.wait(2000)
+    assert bench.sent() == []
 
 
 def test_a_want_survives_a_stop_that_was_no_checkpoint() -> None:

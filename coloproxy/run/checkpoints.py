@@ -21,6 +21,9 @@ class Checkpoints:
 
     def __init__(self, began: int) -> None:
         self.count = 0
+        self.epochs = 0
+        """That have begun with both VMs equal: by a checkpoint, or as COLO began.  What was wanted while the guest
+        stood still for that is contained in it, so no checkpoint of its own follows."""
         self._began = self._epoch_began = began
         self._by_cause: Counter[str] = Counter()
         self._failed = 0
@@ -33,6 +36,7 @@ class Checkpoints:
         if isinstance(report, CheckpointFailed):
             self._failed += 1
         if isinstance(report, CheckpointCommitted | Protected):
+            self.epochs += 1
             self._epoch_began = time.monotonic_ns()
             if report.stop_to_resume_ns is not None:
                 self._pauses.add(report.stop_to_resume_ns)

@@ -258,7 +258,7 @@ class Host:
         for vm in self._chosen(arguments):
             if not isinstance(vm, PrimaryVm):
                 raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
-            vms.append((vm, vm.checkpoints))
+            vms.append((vm, vm.epochs))
         for vm, _ in vms:
             vm.checkpoint(_reason(arguments))
         wait = arguments.get("wait_s")
@@ -266,7 +266,7 @@ class Host:
             try:
                 async with asyncio.timeout(wait):
                     for vm, before in vms:
-                        await vm.checkpoint_after(before)
+                        await vm.epoch_after(before)
             except TimeoutError:
                 raise ControlRefused(FAILED_, f"no checkpoint has committed in {wait:g} s") from None
             return {"committed": [vm.vm.name for vm, _ in vms]}

@@ -24,7 +24,7 @@ from coloproxy.pair.model import Pair, Vm
 from coloproxy.path.path import EventKind, PathEvent, Place, Role
 from coloproxy.path.session import Dialer
 from coloproxy.recording import next_number
-from coloproxy.reports import CheckpointCommitted, Report
+from coloproxy.reports import Report
 from coloproxy.rules import NO_RULES, load_rules
 from coloproxy.voice import Voice
 
@@ -127,7 +127,7 @@ class PrimaryVm(RunningVm):
         self._serving = False
         self._token_stops = 0
         self._marked = asyncio.Event()
-        self._checkpointed = asyncio.Event()
+        self._heard = asyncio.Event()
         self._synced = False
         self._commits = 0
         self._alone = ""
@@ -275,15 +275,14 @@ class PrimaryVm(RunningVm):
     def hear(self, report: Report) -> None:
         """The guide's reports; some of them are kept for the status."""
         self._history.hear(report)
-        if isinstance(report, CheckpointCommitted):
-            self._checkpointed.set()
+        self._heard.set()
         self._pacer.on_report(report)
         self.tell(report if self._held is None else self._held.as_told(report))
 
     @property
-    def checkpoints(self) -> int:
-        """That have committed."""
-        return self._history.count
+    def epochs(self) -> int:
+        """That have begun with both VMs equal."""
+        return self._history.epochs
 
     # ------------------------------------------------------------------ link
 
@@ -423,11 +422,11 @@ class PrimaryVm(RunningVm):
             raise MisuseError(f"{self.vm.name} is not protected: there is no secondary to be made equal")
         self._guide.want(reason)
 
-    async def checkpoint_after(self, number: int) -> None:
-        """Until more than so many have committed."""
-        while self.checkpoints <= number:
-            self._checkpointed.clear()
-            await self._checkpointed.wait()
+    async def epoch_after(self, number: int) -> None:
+        """Until more than so many have begun."""
+        while self.epochs <= number:
+            self._heard.clear()
+            await self._heard.wait()
 
     async def go_alone(self, reason: str, *, tell_vmm: bool) -> None:
         """Releases what is held, and passes from now on. Idempotent.
