@@ -16,18 +16,24 @@ from coloproxy.errors import ConfigError, PeerError
 from coloproxy.heartbeat import BUCKETS_NS, Stats
 from coloproxy.heartbeat.message import Reason
 from coloproxy.heartbeat.statistics import PathStats, RoundTripMeter
+from coloproxy.journal import Journal
 from coloproxy.metrics.collector import StatusCollector
 from coloproxy.metrics.families import NODE_STATES
 from coloproxy.node import told
 from coloproxy.node.adverts import Said, decode, encode
+from coloproxy.node.board import Board
 from coloproxy.node.facts import HOSTS, Advert, Facts, Record, Standing, State, VmView
 from coloproxy.node.halt import Halt, Step
 from coloproxy.node.machine import Event, decide
-from coloproxy.node.node import Node
+from coloproxy.node.peer import Peer
 from coloproxy.node.record import Kept, RecordFile
 from coloproxy.node.setting import Setting
+from coloproxy.node.status import Shown, document
 from coloproxy.node.view import render
+from coloproxy.node.watch import Watch
 from coloproxy.node.work import Work
+
+FACTS = Facts("a")
 
 # ---------------------------------------------------------------------- the record
 
@@ -339,14 +345,26 @@ def test_the_peer_is_as_near_as_its_best_path() -> None:
     assert told.peer(stats(path_stats("link", silent_ns=None))) == {"age_ms": None, "rtt_ms": None}
 
 
-async def node(directory: Path) -> Node:
-    """As it is before it has begun, but with what run() makes."""
-    made = Node(Setting.load(pair_file(directory), "a"))
-    (directory / "state").mkdir()
-    made._kept = RecordFile(directory / "state")
-    made._plane = type("NoPlane", (), {"status": staticmethod(lambda: None), "vm": None})()
-    made._work = Work(made._setting, None, made._kept, made._plane, lambda _: None)  # type: ignore[arg-type]
-    return made
+def status_of(directory: Path, facts: Facts = FACTS) -> dict[str, Any]:
+    """As it is before the node has begun."""
+    shown = Shown(
+        setting=Setting.load(pair_file(directory), "a"),
+        facts=facts,
+        secondary=False,
+        began=0,
+        since=0,
+        reason="begins",
+        doing=None,
+        heartbeat=stats(path_stats("link")),
+        ruling=None,
+        vm=None,
+        qemu=None,
+        sizes=(),
+        progress=None,
+        resync=None,
+        history=(),
+    )
+    return document(shown)
 
 
 KEYS = {
@@ -355,41 +373,39 @@ KEYS = {
 }  # fmt: skip
 
 
-async def test_the_status_is_what_is_documented_and_shown(tmp_path: Path) -> None:
-    made = await node(tmp_path)
-    status = json.loads(json.dumps(made.status()))
-    assert status.keys() >= KEYS
-    assert (status["pair"], status["host"], status["state"]) == ("web", "a", "discover")
-    assert status["disks"] == [{"name": "colo-disk0", "size": None, "state": "fresh", "resync": None}]
-    text = shown(status)
+def test_the_status_is_what_is_documented_and_shown(tmp_path: Path) -> None:
+    said = json.loads(json.dumps(status_of(tmp_path)))
+    assert said.keys() >= KEYS
+    assert (said["pair"], said["host"], said["state"]) == ("web", "a", "discover")
+    assert said["disks"] == [{"name": "colo-disk0", "size": None, "state": "fresh", "resync": None}]
+    text = shown(said)
     assert "discover" in text and "begins" in text and "none" in text
     assert "copied" not in text
 
 
-def shown(status: dict[str, Any]) -> str:
+def shown(said: dict[str, Any]) -> str:
     console = Console(record=True, width=160)
-    console.print(render(status))
+    console.print(render(said))
     return " ".join(console.export_text().split())
 
 
-async def test_the_last_copy_of_the_disks_is_shown(tmp_path: Path) -> None:
-    status = (await node(tmp_path)).status()
+def test_the_last_copy_of_the_disks_is_shown(tmp_path: Path) -> None:
+    said = status_of(tmp_path)
     copied: dict[str, Any] = {"state": "copying", "mode": "full", "reason": "why [bold]", "copied": 3 << 20}
-    assert "copied full, copying 3.0 MiB why [bold]" in shown(status | {"resync": copied})
+    assert "copied full, copying 3.0 MiB why [bold]" in shown(said | {"resync": copied})
     copied |= {"state": "done", "mode": "bitmap", "seconds": 0.25, "pause_s": 0.125}
     text = "copied bitmap, done 3.0 MiB in 0.25 s, the VM stood still for 0.125 s why"
-    assert text in shown(status | {"resync": copied})
+    assert text in shown(said | {"resync": copied})
     for strange in (7, [], {}, {"state": None, "copied": "many", "mode": [1]}):
-        shown(status | {"resync": strange})
+        shown(said | {"resync": strange})
 
 
-async def test_metrics_know_every_state_of_a_node(tmp_path: Path) -> None:
-    made = await node(tmp_path)
+def test_metrics_know_every_state_of_a_node(tmp_path: Path) -> None:
     assert set(NODE_STATES) == {state.value for state in State}
     for state in State:
-        made.facts = made.facts.with_(state=state)
+        said = status_of(tmp_path, FACTS.with_(state=state))
         registry = CollectorRegistry()
-        registry.register(StatusCollector(made.status))
+        registry.register(StatusCollector(lambda said=said: said))
         labels = {"pair": "web", "host": "a"}
         values = {
             name: registry.get_sample_value("coloproxy_node_state", {**labels, "state": name})
@@ -446,18 +462,22 @@ def test_a_vm_that_its_disk_has_stopped_is_let_go_on(steps: list[tuple[float, st
 async def test_the_end_of_colo_is_looked_for_when_events_were_missed(
     tmp_path: Path, state: State, vm: VmView, found: VmView, asked: bool
 ) -> None:
-    made = await node(tmp_path)
-    made.facts = made.facts.with_(state=state, vm=vm)
-    qemu = object()
-    made._work.qemu = qemu  # type: ignore[assignment]
+    board, setting = Board(FACTS.with_(state=state, vm=vm), Journal(None)), Setting.load(pair_file(tmp_path), "a")
+    (tmp_path / "state").mkdir()
+    kept, plane = RecordFile(tmp_path / "state"), type("NoPlane", (), {})()
+    work = Work(setting, None, kept, plane, lambda _: None)  # type: ignore[arg-type]
+    peer = Peer(board, setting, plane, work)
+    watch = Watch(board, setting, kept, work, peer.lost_colo, lambda _: pytest.fail("nothing is begun"))
+    work.qemu = qemu = object()  # type: ignore[assignment]
 
     async def view() -> VmView:
         return found
 
-    made._work.view = view  # type: ignore[method-assign]
-    await made._look_for_missed(qemu)  # type: ignore[arg-type]
-    said = [] if made._queue.empty() else [made._queue.get_nowait().event]
-    assert said == ([Event.COLO_LOST] if asked else [])
+    work.view = view  # type: ignore[method-assign]
+    await watch._look_for_missed(qemu)  # type: ignore[arg-type]
+    board.say(Event.TICK, "")
+    said = [(await board.next()).event]
+    assert said == [Event.COLO_LOST if asked else Event.TICK]
 
 
 # ---------------------------------------------------------------------- two operators' words, one after the other

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life cycle of a node as one table: in this state, on this event, if that holds: to there, having done these.
 
-Nothing else decides. `coloproxy node` plays it (node.py), tests/model/pair.py searches all that two nodes, a network,
+Nothing else decides. `coloproxy node` plays it (play.py), tests/model/pair.py searches all that two nodes, a network,
 an arbiter and their failures can make of it (R5 of DESIGN.md), and docs/node-table.md shows it; all three read TABLE.
 
 What makes it safe. A record is written before anything rests on it. While a pair exists both records have its

@@ -401,7 +401,7 @@ class Work:
 
     async def _until_not_halted(self, qemu: QemuProcess) -> None:
         """QEMU ends itself by an assertion when a VM that its disk has stopped goes into COLO. Raises QmpError."""
-        while await qemu.status() == IO_ERROR:  # noqa: ASYNC110 - QEMU's state, which node.py changes
+        while await qemu.status() == IO_ERROR:  # noqa: ASYNC110 - QEMU's state, which watch.py changes
             await asyncio.sleep(self._setting.node.retry / 1e9)
 
     async def _until_reachable(self, nbd: replication.Peer | None) -> None:
