@@ -390,6 +390,16 @@ def test_alert_rules_name_metrics_that_exist(tmp_path: Path) -> None:
         assert {"for", "severity", "summary", "description"} <= set(rule), rule["alert"]
 
 
+def test_each_alert_rule_is_tested_loud_and_quiet() -> None:
+    """promtool says nothing of a rule that no case names."""
+    text = (PACKAGING / "prometheus" / "alerts_test.yml").read_text(encoding="utf-8")
+    cases = re.findall(r"alertname: (\w+)(?:, |\n +)exp_alerts:( \[\])?", text)
+    assert len(cases) == text.count("alertname:")  # none is written in a way that is not seen here
+    names = {rule["alert"] for rule in rules()}
+    assert {name for name, quiet in cases if not quiet} == names
+    assert {name for name, quiet in cases if quiet} == names
+
+
 @needs_promtool
 @pytest.mark.parametrize(
     "command", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]], ids=["check", "test"]
