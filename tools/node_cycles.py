@@ -9,7 +9,7 @@ Each cycle begins protected: downloads, uploads and a write log run, one host di
 is through, the other goes on alone, the host is back, and the pair is protected again. With --attach filters each
 cycle has a write log of its own. The primary and the secondary die in turns; each kind of death comes to both. In the
 end the disk is examined offline. A cycle with a fault ends the run (--keep-going: not), and so does a state that is
-not reached in time. Exit status 1 if there was any.
+not reached in time. Exit status 1 if there was any. Ctrl-C ends it with what there is so far; status 130.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from coloproxy.testbed.node_net import HOSTS
 from coloproxy.testbed.node_toml import Attach, NodeFile, etcd_arbiter
 
 BOOT_SECONDS = 120.0
-STOP_SECONDS = 30.0
+INTERRUPTED = 130
 
 
 def node_file(arguments: argparse.Namespace) -> NodeFile:
@@ -94,7 +94,8 @@ def write_report(arguments: argparse.Namespace, cycles: Sequence[Cycle], report:
             values = ", ".join(f"{what} {value:g}" for what, value in spread.items())
             print(f"{name}: {fact}: {values}")
     bad = sum(bool(cycle.faults) for cycle in cycles)
-    print(f"{len(cycles)} cycles, {bad} with faults; {report.get('records', 0)} records on the disk")
+    disk = f"{report['records']} records on the disk" if "records" in report else "the disk was not examined"
+    print(f"{len(cycles)} cycles, {bad} with faults; {disk}")
     for fault in report["faults"]:
         print(f"FAULT: {fault}")
     if arguments.json:
@@ -127,6 +128,9 @@ def main() -> int:
         asyncio.run(run(arguments, cycles, report))
     except ColoproxyError as error:
         report["faults"].append(f"in cycle {len(cycles) + 1}: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     finally:
         write_report(arguments, cycles, report)
     return 1 if report["faults"] or any(cycle.faults for cycle in cycles) else 0

@@ -6,7 +6,8 @@
 
 QEMU lives on; the supervisor starts the node again. Each trial must end protected, without a lost record, without two
 owners at once (coloproxy/testbed/node_kill.py). In the end the disk is examined offline. A trial at `start` has a bed
-of its own. A trial with a fault ends the run (--keep-going: not). Exit status 1 if there was any.
+of its own. A trial with a fault ends the run (--keep-going: not). Exit status 1 if there was any. Ctrl-C ends it with
+what there is so far; status 130.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from coloproxy.testbed.node_net import HOSTS
 from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 
 BOOT_SECONDS = 120.0
+INTERRUPTED = 130
 
 
 def options(logs: Path | None) -> NodeOptions:
@@ -95,17 +97,24 @@ def main() -> int:
 
     trials: list[Trial] = []
     report: dict[str, Any] = {"seed": arguments.seed, "faults": []}
+    interrupted = False
     try:
         asyncio.run(run(arguments, trials, report))
     except ColoproxyError as error:
         report["faults"].append(f"in trial {len(trials) + 1}: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        interrupted = True
     bad = sum(bool(trial.faults) for trial in trials)
-    print(f"{len(trials)} trials, {bad} with faults; {report.get('records', 0)} records on the disk")
+    disk = f"{report['records']} records on the disk" if "records" in report else "the disk was not examined"
+    print(f"{len(trials)} trials, {bad} with faults; {disk}")
     for fault in report["faults"]:
         print(f"FAULT: {fault}")
     if arguments.json:
         report["trials"] = [dataclasses.asdict(trial) for trial in trials]
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if interrupted:
+        return INTERRUPTED
     return 1 if bad or report["faults"] else 0
 
 
