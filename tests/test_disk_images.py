@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import os
 import shutil
 import struct
@@ -228,6 +230,38 @@ exec {shutil.which("qemu-img")} "$@"
         await recover.recover([disk])
     monkeypatch.undo()  # if it took fewer runs, the trap is still set
     assert await _content(disk) == want
+
+
+EMPTYING = ["pwritev", "l1_update", "empty_image_prepare", "reftable_update"]
+"""QEMU's names of what happens while qemu-img empties an overlay, in this order; the first is a write before that."""
+
+
+@pytest.mark.parametrize("overlay", ["active", "hidden"])
+@pytest.mark.parametrize("event", EMPTYING)
+async def test_an_overlay_that_was_being_emptied(tmp_path: Path, event: str, overlay: str) -> None:
+    """Its counts of references are broken then, which an ordinary check takes for corruption."""
+    disk, want = await _interrupted(tmp_path, "qcow2")
+
+    async def commit(*files: Path, breaks: bool) -> None:
+        """The first into the second, over the others."""
+        chain: dict[str, object] = {}
+        for path in reversed(files):
+            file: dict[str, object] = {"driver": "file", "filename": str(path)}
+            if breaks and path == files[0]:
+                file = {"driver": "blkdebug", "inject-error": [{"event": event, "errno": errno.EIO}], "image": file}
+            chain = {"driver": "qcow2", "file": file, **({"backing": chain} if chain else {})}
+        await tool("qemu-img", "commit", "-q", "json:" + json.dumps(chain))
+
+    if overlay == "hidden":
+        await commit(disk.active_file, disk.hidden_file, disk.image, breaks=False)
+        with pytest.raises(subprocess.CalledProcessError):
+            await commit(disk.hidden_file, disk.image, breaks=True)
+    else:
+        with pytest.raises(subprocess.CalledProcessError):
+            await commit(disk.active_file, disk.hidden_file, disk.image, breaks=True)
+    await recover.recover([disk])
+    assert await _content(disk) == want
+    await images.prepare_overlays([disk])
 
 
 # -------------------------------------------------------------------- records

@@ -246,9 +246,17 @@ async def _qemu_img(*arguments: str, deadline_s: float = TOOL_S) -> tuple[int, s
 
 
 async def mend(path: Path) -> None:
-    """Makes an overlay usable that a killed QEMU has left: leaked clusters are given back. Raises DiskError."""
-    if not _exists(path):
-        raise DiskError(Kind.MISSING, f"{path}: there is no such overlay")
+    """Makes an overlay usable that a killed QEMU or qemu-img has left. Raises DiskError.
+
+    Leaked clusters are given back. A dirty one was being emptied: QEMU says so before it breaks the counts of
+    references, and as long as a part of the tables is left, the counts can be made anew from them. What they still
+    name is below already, or the emptying had not begun.
+    """
+    if (await inspect(path, "qcow2")).dirty:
+        arguments = ("check", "-q", "-f", "qcow2", "-r", "all", str(path))
+        status, _, err = await _qemu_img(*arguments, deadline_s=CHECK_S)
+        if status != _CLEAN:
+            raise _failed(path, err)
     await _check(path, "qcow2", dirty=False, repair_leaks=True)
 
 
