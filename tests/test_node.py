@@ -229,6 +229,21 @@ async def test_the_secondarys_qemu_dies_alone_and_the_primary_goes_on(bed: NodeB
     await log_is_whole(bed, log)
 
 
+async def test_who_waits_for_a_checkpoint_is_told_of_it_and_of_the_end_of_protection(bed: NodeBed) -> None:
+    """The second one can't commit, for the secondary's QEMU does not go on, and is killed."""
+    primary = await bed.protected(LONG)
+    before = (await bed.ask(primary, "status"))["vm"]["checkpoints"]
+    answer = await bed.ask(primary, "checkpoint", wait_s=LONG, deadline=2 * LONG)
+    assert answer == {"committed": ["vm"]}
+    assert (await bed.ask(primary, "status"))["vm"]["checkpoints"] > before
+    for pid in bed.qemu_pids(other(primary)):
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ProcessError, match="no checkpoint has committed, for protection has ended"):
+        await bed.ask(primary, "checkpoint", wait_s=1000, deadline=LONG)
+    assert await bed.protected(LONG) == primary
+    assert await faults(bed, [primary]) == []
+
+
 async def test_a_vm_that_is_booted_anew_does_not_inherit_its_dead_predecessors_connections(bed: NodeBed) -> None:
     """Their numbers would be put into connections of the new VM's that have the same addresses and ports."""
     primary = await bed.protected(LONG)
@@ -297,7 +312,8 @@ async def test_the_guest_powers_off_and_nobody_takes_over_until_it_is_started(be
         await bed.ask(other(primary), "start")
     assert await faults(bed, [primary]) == []
 
-    await bed.ask(primary, "start")
+    await bed.ask(primary, "start", wait_s=LONG, deadline=2 * LONG)
+    assert (await bed.ask(primary, "status"))["state"] in ("alone", "protect", "protected")
     assert await bed.protected(LONG) == primary
     await bed.serves(LONG)
     assert await faults(bed, [primary]) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,17 @@ async def test_the_operator_has_a_checkpoint_of_the_primary_alone(bed: NodeBed) 
     async with asyncio.timeout(LONG):
         while (await vm(bed, primary))["checkpoints"] <= before:  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(0.05)
+
+
+async def test_who_waits_for_a_checkpoint_is_told_of_it_and_of_the_end_of_protection(bed: NodeBed) -> None:
+    """The second one can't commit, for the secondary's QEMU does not go on, and is killed."""
+    primary = await bed.protected(LONG)
+    before = (await vm(bed, primary))["checkpoints"]
+    assert await bed.ask(primary, "checkpoint", wait_s=LONG, deadline=2 * LONG) == {"committed": ["vm"]}
+    assert (await vm(bed, primary))["checkpoints"] > before
+    for pid in bed.qemu_pids(other(primary)):
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ProcessError, match="no checkpoint has committed, for protection has ended"):
+        await bed.ask(primary, "checkpoint", wait_s=1000, deadline=LONG)
+    assert await bed.protected(LONG) == primary
+    assert (await bed.watch.seen()).faults([primary]) == []

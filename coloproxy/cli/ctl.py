@@ -15,6 +15,7 @@ from rich.text import Text
 from coloproxy.cli.app import FAILED, app
 from coloproxy.cli.config import RoleOption, load_or_exit
 from coloproxy.control.client import ControlClient
+from coloproxy.control.protocol import MAX_WAIT_S
 from coloproxy.control.view import line, render
 from coloproxy.errors import ControlError, ControlUnreachable
 from coloproxy.node.view import render as render_nodes
@@ -91,8 +92,9 @@ def ctl(
         typer.Option(
             metavar="SECONDS",
             min=0,
-            max=86400,
-            help="Wait so long for coloproxy to be there, and until what was asked for has happened.",
+            max=MAX_WAIT_S,
+            help="Wait so long for coloproxy to be there, and then until what was asked for has happened: a checkpoint "
+            "has committed; the VM of a node is served. Else it has failed.",
         ),
     ] = None,
 ) -> None:

@@ -24,6 +24,7 @@ MAX_REQUEST: Final = 64 << 10
 """Bytes of a request's line, its end not counted."""
 MAX_ANSWER: Final = 4 << 20
 """Bytes of an answer's: a status of many VMs and NICs is long."""
+MAX_WAIT_S: Final = 86400
 
 # Classes of errors
 PROTOCOL: Final = "protocol"  # the line is no request
@@ -71,6 +72,19 @@ class Lines:
     def _check(self, length: int) -> None:
         if length > self._limit:
             raise ControlError(f"a line is longer than {self._limit} bytes")
+
+
+def wait_of(arguments: Mapping[str, Any]) -> float | None:
+    """`wait_s` of a command's arguments: for how long what was asked for is waited for, s. None: it is not.
+
+    Raises ControlRefused: it is no such number.
+    """
+    wait = arguments.get("wait_s")
+    if wait is None:
+        return None
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT_S:
+        raise ControlRefused(ARGUMENTS, f"wait_s is a number of seconds from 0 to {MAX_WAIT_S}, not {wait!r:.40}")
+    return float(wait)
 
 
 def parse_request(line: bytes, known: Collection[str]) -> Request:

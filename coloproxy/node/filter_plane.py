@@ -139,6 +139,7 @@ class FilterPlane:
             self._apply()
             self._comparing.alone()  # first: QEMU's main loop may wait for room in compare0
             self._went_alone = True
+            self._history.over(reason)
             self._tell(told.WentAlone(reason))
         await filters.remove_mirror(self._need_qemu())  # an earlier coloproxy may have left it, and QEMU hang in it
 
@@ -186,11 +187,12 @@ class FilterPlane:
         self._was_linked |= connected
         return connected or (not self._was_linked and time.monotonic() - self._since < RECONNECT_S)
 
-    def checkpoint(self, reason: str) -> str:
+    def checkpoint(self, reason: str) -> asyncio.Future[None]:
         if self._role != "primary" or self._comparing is None:
             raise MisuseError("checkpoints are the primary's: ask its host")
+        begins = self._history.next()
         self._comparing.want(reason)
-        return self._vm.name
+        return begins
 
     def status(self) -> dict[str, Any] | None:
         if self._role == "none":
@@ -292,6 +294,7 @@ class FilterPlane:
     async def _end_comparing(self) -> None:
         comparing, self._comparing = self._comparing, None
         self._went_alone = False
+        self._history.over("its data path ends")
         if comparing is not None:
             await comparing.stop(DRAIN_S)
             comparing.close()
@@ -325,6 +328,8 @@ class FilterPlane:
 
     def _hear(self, report: Report) -> None:
         self._history.hear(report)
+        if self._comparing is not None and not self._comparing.protected():
+            self._history.over(str(report))
         self._tell(report)
 
     def _tell(self, report: Report) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from typing import Any, Final
@@ -23,12 +24,14 @@ class History:
         self.since = time.monotonic_ns()
         self._board = board
         self._entries: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._moved = asyncio.Event()
 
     def note(self, before: State, event: Event, why: str, reason: str) -> None:
         """After the change. why: by the table; reason: what was heard."""
         facts, now = self._board.facts, time.monotonic_ns()
         if facts.state is not before:
             self.since = now
+            self._moved.set()
         self.reason = f"{why} ({reason})" if reason else why
         report = told.NodeState(
             facts.host, before.value, facts.state.value, event.value, self.reason,
@@ -44,6 +47,11 @@ class History:
                 "reason": self.reason,
             }
         )
+
+    async def move(self) -> None:
+        """Until the node goes to another state."""
+        self._moved.clear()
+        await self._moved.wait()
 
     def entries(self) -> list[dict[str, Any]]:
         """JSON; the last ones, oldest first."""

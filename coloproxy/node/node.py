@@ -65,7 +65,8 @@ class Node:
         setting, pair = self._setting, self._setting.pair
         with vmm.StateDirectory.open(setting.directory) as state:
             self._make_parts(state)
-            commands = Commands(self._board, self._plane, self.status, self._play.wanted)
+            play, plane = self._play, self._plane
+            commands = Commands(self._board, play.history, plane, pair.vms[0].name, self.status, play.wanted)
             setting.control_socket.parent.mkdir(parents=True, exist_ok=True)
             control = ControlServer(
                 setting.control_socket, commands.handlers(), mode=pair.control.mode, group=pair.control.group
@@ -85,8 +86,8 @@ class Node:
                 self._peer.advertise()
                 self._peer.start()
                 self._board.say(Event.BEGIN, "the node begins")
-                play, peer = self._play, self._peer
-                for part in (play.serve(), play.tick(), peer.keep_lease(), self._watch.probe(), service.watch()):
+                peer, watch = self._peer, self._watch
+                for part in (play.serve(), play.tick(), peer.keep_lease(), watch.probe(), service.watch()):
                     running.append(self._spawn(part))
                 self._journal.write("started", {"pair": pair.name, "host": setting.host})
                 if setting.node.security == "plain":

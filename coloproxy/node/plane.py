@@ -7,6 +7,7 @@ frames to and from a comparator in this process. docs/node.md says when to take 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -84,8 +85,8 @@ class Plane(Protocol):
     def link_up(self) -> bool:
         """False: there is a secondary, or a primary, to whom frames should go, and they don't."""
 
-    def checkpoint(self, reason: str) -> str:
-        """Asks for one; the VM's name. Raises MisuseError: not a primary's, or not protected."""
+    def checkpoint(self, reason: str) -> asyncio.Future[None]:
+        """Asks for one: as Checkpoints.next(). Raises MisuseError: not a primary's, or not protected."""
 
     def status(self) -> dict[str, Any] | None:
         """As `coloproxy ctl status` has a VM; None: nothing runs."""

@@ -202,11 +202,10 @@ class TapPlane:
     def link_up(self) -> bool:
         return self.vm is None or self.vm.link_up
 
-    def checkpoint(self, reason: str) -> str:
+    def checkpoint(self, reason: str) -> asyncio.Future[None]:
         if not isinstance(self.vm, PrimaryVm):
             raise MisuseError("checkpoints are the primary's: ask its host")
-        self.vm.checkpoint(reason)
-        return self.vm.vm.name
+        return self.vm.checkpoint(reason)
 
     def status(self) -> dict[str, Any] | None:
         return None if self.vm is None else self.vm.status()

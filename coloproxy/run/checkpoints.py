@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a primary's status says of checkpoints, its comparator and its engine; for either attach."""
+"""A primary's checkpoints: how the next one is waited for, and what the status says; for either attach.
+
+Also what the status says of its comparator and its engine.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from coloproxy.causes import kind_of
 from coloproxy.comparator import Counters
 from coloproxy.engine import EngineCounters
 from coloproxy.engine_events import Port
+from coloproxy.errors import PeerError
 from coloproxy.histogram import Histogram, release_ages
 from coloproxy.reports import CheckpointCommitted, CheckpointFailed, Protected, Report
 
@@ -21,9 +26,7 @@ class Checkpoints:
 
     def __init__(self, began: int) -> None:
         self.count = 0
-        self.epochs = 0
-        """That have begun with both VMs equal: by a checkpoint, or as COLO began.  What was wanted while the guest
-        stood still for that is contained in it, so no checkpoint of its own follows."""
+        self._next: asyncio.Future[None] | None = None
         self._began = self._epoch_began = began
         self._by_cause: Counter[str] = Counter()
         self._failed = 0
@@ -36,8 +39,9 @@ class Checkpoints:
         if isinstance(report, CheckpointFailed):
             self._failed += 1
         if isinstance(report, CheckpointCommitted | Protected):
-            self.epochs += 1
             self._epoch_began = time.monotonic_ns()
+            if self._next is not None and not self._next.done():
+                self._next.set_result(None)
             if report.stop_to_resume_ns is not None:
                 self._pauses.add(report.stop_to_resume_ns)
         if isinstance(report, CheckpointCommitted):
@@ -53,6 +57,22 @@ class Checkpoints:
                 "at_s": round((time.monotonic_ns() - self._began) / 1e9, 3),
             }
 
+    def next(self) -> asyncio.Future[None]:
+        """Done when the next epoch begins with both VMs equal: by a checkpoint, or as COLO begins.
+
+        What is wanted while the guest stands still for that is contained in it, so no checkpoint of its own follows.
+        It has a PeerError if protection ends first. Whoever waits shares it with others: not to be cancelled.
+        """
+        if self._next is None or self._next.done():
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next
+
+    def over(self, reason: str) -> None:
+        """Protection has ended, or there was none: whoever waits is told. Idempotent."""
+        if self._next is not None and not self._next.done():
+            self._next.set_exception(PeerError(f"no checkpoint has committed, for protection has ended: {reason}"))
+            self._next.exception()  # whoever waited may have gone
+
     def status(self) -> dict[str, Any]:
         """JSON."""
         return {
@@ -64,6 +84,15 @@ class Checkpoints:
             "pauses": self._pauses.status(),
             "durations": self._durations.status(),
         }
+
+
+async def until_committed(epochs: Collection[asyncio.Future[None]], wait_s: float) -> None:
+    """Until all of them have begun. Raises PeerError, at once: one never will; or after wait_s seconds: one has not."""
+    done, pending = await asyncio.wait(epochs, timeout=wait_s, return_when=asyncio.FIRST_EXCEPTION)
+    for epoch in done:
+        epoch.result()
+    if pending:
+        raise PeerError(f"no checkpoint has committed in {wait_s:g} s")
 
 
 def engine_status(engine: EngineCounters) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from coloproxy.address import Address
-from coloproxy.control.protocol import FAILED as FAILED_
-from coloproxy.control.protocol import REFUSED
+from coloproxy.control.protocol import REFUSED, wait_of
 from coloproxy.control.server import ControlServer
 from coloproxy.errors import ColoproxyError, ConfigError, ControlRefused, MisuseError, TableError
 from coloproxy.journal import Journal
@@ -26,6 +25,7 @@ from coloproxy.path.session import Dialer, Listener
 from coloproxy.path.tls import Keys, read_psk
 
 from .changes import changes, live_only
+from .checkpoints import until_committed
 from .estate import load_table, save_table
 from .primary import PrimaryVm
 from .privileges import DEFAULT_KEEP, drop, identity
@@ -254,23 +254,16 @@ class Host:
         }
 
     async def _do_checkpoint(self, arguments: Mapping[str, Any]) -> object:
-        vms = []
+        wait_s, vms = wait_of(arguments), []
         for vm in self._chosen(arguments):
             if not isinstance(vm, PrimaryVm):
                 raise ControlRefused(REFUSED, "checkpoints are the primary's: ask its host")
-            vms.append((vm, vm.epochs))
-        for vm, _ in vms:
-            vm.checkpoint(_reason(arguments))
-        wait = arguments.get("wait_s")
-        if isinstance(wait, int | float) and not isinstance(wait, bool):
-            try:
-                async with asyncio.timeout(wait):
-                    for vm, before in vms:
-                        await vm.epoch_after(before)
-            except TimeoutError:
-                raise ControlRefused(FAILED_, f"no checkpoint has committed in {wait:g} s") from None
-            return {"committed": [vm.vm.name for vm, _ in vms]}
-        return {"asked": [vm.vm.name for vm, _ in vms]}
+            vms.append(vm)
+        epochs = [vm.checkpoint(_reason(arguments)) for vm in vms]
+        if wait_s is None:
+            return {"asked": [vm.vm.name for vm in vms]}
+        await until_committed(epochs, wait_s)
+        return {"committed": [vm.vm.name for vm in vms]}
 
     async def _do_failover(self, arguments: Mapping[str, Any]) -> object:
         vms = self._chosen(arguments)

@@ -127,7 +127,6 @@ class PrimaryVm(RunningVm):
         self._serving = False
         self._token_stops = 0
         self._marked = asyncio.Event()
-        self._heard = asyncio.Event()
         self._synced = False
         self._commits = 0
         self._alone = ""
@@ -218,6 +217,7 @@ class PrimaryVm(RunningVm):
     def _replace_engine(self) -> None:
         """The primary's VMM has died: what it said and what was held of it must never reach a client (R1)."""
         self._primary_lost = self._in_colo = False
+        self._history.over("the primary VM is gone")
         self._pacer.rest()
         held = self._engine.counters().comparator.held_frames[0]
         self.trouble(f"the primary VM is gone: {held} held frames of it are void; waiting for the next one")
@@ -245,6 +245,7 @@ class PrimaryVm(RunningVm):
             self._dialing = self.spawn(dialer.run())
 
     async def close(self) -> None:
+        self._history.over("its data path ends")
         self._pacer.rest()
         with contextlib.suppress(ColoproxyError):
             await asyncio.to_thread(self._engine.stop, 0.5)
@@ -275,14 +276,10 @@ class PrimaryVm(RunningVm):
     def hear(self, report: Report) -> None:
         """The guide's reports; some of them are kept for the status."""
         self._history.hear(report)
-        self._heard.set()
+        if not self._guide.protected():
+            self._history.over(str(report))
         self._pacer.on_report(report)
         self.tell(report if self._held is None else self._held.as_told(report))
-
-    @property
-    def epochs(self) -> int:
-        """That have begun with both VMs equal."""
-        return self._history.epochs
 
     # ------------------------------------------------------------------ link
 
@@ -402,6 +399,7 @@ class PrimaryVm(RunningVm):
         if self._stood_down:
             return
         self._stood_down = True
+        self._history.over("the secondary has taken over")
         self._pacer.rest()
         for wires in self.nics:
             self._open_or_close(wires, is_open=False)
@@ -416,17 +414,13 @@ class PrimaryVm(RunningVm):
 
     # --------------------------------------------------------------- control
 
-    def checkpoint(self, reason: str) -> None:
-        """Raises MisuseError: there is nobody to be made equal."""
+    def checkpoint(self, reason: str) -> asyncio.Future[None]:
+        """Asks for one: Checkpoints.next(). Raises MisuseError: there is nobody to be made equal."""
         if self._alone or not self._guide.protected():
             raise MisuseError(f"{self.vm.name} is not protected: there is no secondary to be made equal")
+        begins = self._history.next()
         self._guide.want(reason)
-
-    async def epoch_after(self, number: int) -> None:
-        """Until more than so many have begun."""
-        while self.epochs <= number:
-            self._heard.clear()
-            await self._heard.wait()
+        return begins
 
     async def go_alone(self, reason: str, *, tell_vmm: bool) -> None:
         """Releases what is held, and passes from now on. Idempotent.
@@ -439,6 +433,7 @@ class PrimaryVm(RunningVm):
         if self._alone:
             return
         self._alone = reason
+        self._history.over(reason)
         self.say(Message("alone", text=reason))
         if self._qmp is not None and tell_vmm:
             await self._qmp_alone(self._qmp)
