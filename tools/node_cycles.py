@@ -53,7 +53,7 @@ async def run(arguments: argparse.Namespace, cycles: list[Cycle], report: dict[s
         arbiter=arguments.arbiter == "etcd",
         keep_logs=arguments.logs,
     )
-    load = Load(downloads=arguments.downloads, uploads=arguments.uploads)
+    load = Load(downloads=arguments.downloads, uploads=arguments.uploads, ipv6_downloads=arguments.ipv6_downloads)
     until = time.monotonic() + arguments.hours * 3600 if arguments.hours else None
     async with NodeBed(options) as bed:
         begun = time.monotonic()
@@ -117,6 +117,7 @@ def main() -> int:
     parser.add_argument("--heartbeat-timeout", metavar="TIME", help="node.heartbeat.timeout, 2s for a busy machine")
     parser.add_argument("--downloads", type=int, default=1, help="at once (1)")
     parser.add_argument("--uploads", type=int, default=1, help="at once (1)")
+    parser.add_argument("--ipv6-downloads", type=int, default=0, help="at once, over IPv6, besides (0)")
     parser.add_argument("--keep-going", action="store_true", help="after a cycle with a fault")
     parser.add_argument("--json", type=Path, help="write a report into this file")
     parser.add_argument("--logs", type=Path, help="keep the logs in this directory")

@@ -19,7 +19,7 @@ from .history import History
 from .machine import Event, decide
 from .plane import Plane
 
-_SERVES: Final = frozenset({State.ALONE, State.PROTECTED})
+_SERVES: Final = frozenset({State.ALONE, State.PROTECT, State.PROTECTED})
 _DOES_NOT: Final = frozenset({State.FAILED, State.STOPPED})
 
 

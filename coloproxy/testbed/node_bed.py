@@ -332,9 +332,9 @@ class NodeBed:
 
     # ------------------------------------------------------------------ clients and evidence
 
-    def traffic(self, seed: str = "traffic", *, ipv6: bool = False) -> Traffic:
+    def traffic(self, seed: str = "traffic") -> Traffic:
         """Transfers to begin."""
-        return Traffic(self.client, self.disk, seed, ipv6=ipv6)
+        return Traffic(self.client, self.disk, seed)
 
     async def write_log(self, name: str, *, after: int = 0, interval: float = 0.02) -> WriteLog:
         """Begin a write log; see WriteLog.start."""

@@ -35,6 +35,9 @@ class Load:
     downloads: int = 1
     uploads: int = 1
     upload_bytes: int = 20_000_000
+    ipv6_downloads: int = 0
+    """Over IPv6, besides.  They are under way before the others begin, for in the filter attach each of them brings a
+    checkpoint, after which nothing that is open then is translated any more."""
     earliest: float = 0.05
     """The death comes when each transfer has moved a part of its bytes between these two."""
     latest: float = 0.6
@@ -109,6 +112,8 @@ async def run_cycle(
     await bed.watch.reset()
     log.longest_stall = 0.0
     traffic = bed.traffic(f"{seed} {number}")
+    await traffic.start(downloads=load.ipv6_downloads, uploads=0, ipv6=True)
+    await traffic.reached(0.01, deadlines.record)
     await traffic.start(downloads=load.downloads, uploads=load.uploads, upload_bytes=load.upload_bytes)
     await traffic.reached(draw.uniform(load.earliest, load.latest), deadlines.record)
 

@@ -162,21 +162,22 @@ class Moving:
 class Traffic:
     """Downloads of the file on the disk, and uploads, all at once."""
 
-    def __init__(self, client: Client, disk: DiskImage, seed: str = "traffic", *, ipv6: bool = False) -> None:
+    def __init__(self, client: Client, disk: DiskImage, seed: str = "traffic") -> None:
         self._client = client
         self._disk = disk
         self._random = random.Random(seed)
-        self._ipv6 = ipv6
         self._transfers: list[tuple[str, Transfer, int, str]] = []  # kind, it, its bytes, the right digest
 
-    async def start(self, *, downloads: int = 1, uploads: int = 1, upload_bytes: int = 20_000_000) -> None:
+    async def start(
+        self, *, downloads: int = 1, uploads: int = 1, upload_bytes: int = 20_000_000, ipv6: bool = False
+    ) -> None:
         """Begin so many more."""
         for _ in range(downloads):
-            transfer = await self._client.download(LARGE_PATH, ipv6=self._ipv6)
+            transfer = await self._client.download(LARGE_PATH, ipv6=ipv6)
             self._transfers.append(("download", transfer, self._disk.large_bytes, self._disk.large_sha256))
         for _ in range(uploads):
             body = self._random.randbytes(upload_bytes)
-            transfer = await self._client.upload(body, ipv6=self._ipv6)
+            transfer = await self._client.upload(body, ipv6=ipv6)
             self._transfers.append(("upload", transfer, upload_bytes, hashlib.sha256(body).hexdigest()))
 
     def moving(self) -> Sequence[Moving]:
