@@ -13,7 +13,7 @@ from coloproxy.errors import ControlRefused, PeerError
 from coloproxy.reports import CheckpointAsked, CheckpointCommitted, CheckpointFailed, Protected, QmpLost, Report
 from coloproxy.run.checkpoints import Checkpoints, until_committed
 
-LONG = 1000.0  # s; nothing here waits for it
+LONG = 60.0  # s; nothing here waits for it
 COMMITTED = CheckpointCommitted(1, ("a test",), 1, 2, 3)
 
 

@@ -19,7 +19,7 @@ from coloproxy.node.machine import Event
 from coloproxy.reports import CheckpointCommitted
 from coloproxy.run.checkpoints import Checkpoints
 
-LONG = 1000.0  # s; nothing here waits for it
+LONG = 60.0  # s; nothing here waits for it
 
 
 class Primary:

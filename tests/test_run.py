@@ -222,6 +222,24 @@ async def test_alone_when_the_secondary_is_killed(tmp_path: Path) -> None:
         await finished(bed, await begin(bed))
 
 
+async def test_who_waits_for_a_checkpoint_hears_at_once_that_the_primary_goes_on_alone(tmp_path: Path) -> None:
+    """Its program's `take` never ends."""
+    begun, hold = tmp_path / "begun", tmp_path / "hold"
+    program = f"if test $0 = take -a -e {hold}; then touch {begun}; exec sleep 1000; fi"
+    checkpoint = {"back_end": "command", "command": ["/bin/sh", "-c", program], "min_interval": "0s"}
+    async with NamespacePair(options(tmp_path)) as bed:
+        primary = (await protect(bed, PairFile(checkpoint=checkpoint), services=["nginx"]))["primary"]
+        assert await primary.ask("checkpoint", wait_s=PATIENCE_S) == {"committed": ["vm"]}
+        hold.touch()
+        assert "no checkpoint has committed in 0.1 s" in await refused(primary, "checkpoint", wait_s=0.1)
+        waiting = asyncio.create_task(refused(primary, "checkpoint", wait_s=1000))
+        async with asyncio.timeout(PATIENCE_S):
+            while not begun.exists():  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(0.05)
+        await primary.ctl("alone", "--reason", "the test says so")
+        assert "protection has ended: the test says so" in await waiting
+
+
 async def test_alone_by_itself_when_the_link_is_lost(tmp_path: Path) -> None:
     link = {"keepalive": "50ms", "timeout": "300ms", "on_loss": "alone", "alone_after": "500ms"}
     async with NamespacePair(options(tmp_path)) as bed:

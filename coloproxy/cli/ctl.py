@@ -94,7 +94,7 @@ def ctl(
             min=0,
             max=MAX_WAIT_S,
             help="Wait so long for coloproxy to be there, and then until what was asked for has happened: a checkpoint "
-            "has committed; the VM of a node is served. Else it has failed.",
+            "has committed; the VM of a node is served. If it has not, that is an error.",
         ),
     ] = None,
 ) -> None:
