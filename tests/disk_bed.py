@@ -18,9 +18,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from coloproxy import vmm
 from coloproxy.address import parse_address
@@ -399,6 +401,19 @@ async def bed(directory: Path) -> AsyncIterator[Bed]:
 
 
 # -------------------------------------------------------------------- images
+
+
+@contextlib.contextmanager
+def small_file_system(place: Path, *, mebibytes: int) -> Iterator[Path]:
+    """In memory, mounted there; the test is skipped where nothing can be."""
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(place)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("can't mount a tmpfs here (needs root)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 async def tool(*argv: str) -> str:

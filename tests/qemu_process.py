@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from coloproxy.address import parse_address
+from coloproxy.qmp import QmpLink
 
 QEMU = shutil.which("qemu-system-x86_64")
 
@@ -52,3 +57,37 @@ class Qemu:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self._log.close()
+
+
+class _Quiet:
+    """A QMP handler that only waits for the connection."""
+
+    def __init__(self) -> None:
+        self.up = asyncio.Event()
+
+    def qmp_connected(self, now: int) -> None:
+        self.up.set()
+
+    def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
+        pass
+
+    def qmp_lost(self, reason: str) -> None:
+        pass
+
+    def qmp_unreachable(self, reason: str) -> None:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def monitor(qemu: Qemu) -> AsyncIterator[QmpLink]:
+    """Of that QEMU; nobody hears its events."""
+    handler = _Quiet()
+    link = QmpLink(parse_address(f"unix:{qemu.qmp}", may_listen=False), handler)
+    task = asyncio.create_task(link.run())
+    try:
+        await handler.up.wait()
+        yield link
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from disk_bed import Bed, Guest, Vm, bed, build_guest, make_disks, records, tool
+from disk_bed import Bed, Guest, Vm, bed, build_guest, make_disks, records, small_file_system, tool
 
 from coloproxy.disks import (
     Lineage,
@@ -327,10 +326,5 @@ async def test_the_disk_of_a_primary_that_is_alone_is_full(table: Bed, guest: Gu
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
-        pytest.skip("can't mount a tmpfs here (needs root)")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_file_system(tmp_path / "small", mebibytes=1) as place:
+        yield place

@@ -6,13 +6,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from disk_bed import MIB, Bed, Vm, bed, make_disks, same, tool
+from disk_bed import MIB, Bed, Vm, bed, make_disks, same, small_file_system, tool
 
 from coloproxy.disks import (
     Blocks,
@@ -436,10 +435,5 @@ async def test_a_resync_to_a_full_disk_fails_and_says_why(table: Bed, small_disk
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
-        pytest.skip("can't mount a tmpfs here (needs root)")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_file_system(tmp_path / "small", mebibytes=8) as place:
+        yield place

@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from pair_files import ANOTHER_NIC, NODE, PAIR, changed
 from prometheus_client import CollectorRegistry
-from qemu_process import Qemu, needs_qemu
+from qemu_process import Qemu, monitor, needs_qemu
 from rich.console import Console
 
-from coloproxy.address import parse_address
 from coloproxy.errors import ConfigError, DeviceError, PeerError
 from coloproxy.journal import Journal
 from coloproxy.metrics import StatusCollector
@@ -110,39 +108,14 @@ def test_a_status_without_what_is_qemus_own_is_shown_and_counted(tmp_path: Path)
 # -------------------------------------------------------------- filters of a QEMU
 
 
-class Quiet:
-    def __init__(self) -> None:
-        self.up = asyncio.Event()
-
-    def qmp_connected(self, now: int) -> None:
-        self.up.set()
-
-    def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
-        pass
-
-    def qmp_lost(self, reason: str) -> None:
-        pass
-
-    def qmp_unreachable(self, reason: str) -> None:
-        pass
-
-
 @contextlib.asynccontextmanager
-async def monitor(directory: Path, *arguments: str) -> AsyncIterator[QmpLink]:
+async def card_monitor(directory: Path, *arguments: str) -> AsyncIterator[QmpLink]:
     """Of a QEMU with a network card, that never runs."""
     ends = f"local.type=unix,local.path={directory}/net,remote.type=unix,remote.path={directory}/nobody"
     card = ("-m", "16", "-S", "-netdev", f"dgram,id=hn0,{ends}", "-device", "e1000,netdev=hn0,romfile=")
     with Qemu(directory, *card, *arguments, machine="pc") as qemu:
-        handler = Quiet()
-        link = QmpLink(parse_address(f"unix:{qemu.qmp}", may_listen=False), handler)
-        task = asyncio.create_task(link.run())
-        try:
-            await handler.up.wait()
+        async with monitor(qemu) as link:
             yield link
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
 
 async def chain(link: QmpLink) -> list[str]:
@@ -169,7 +142,7 @@ async def test_a_primary_has_its_filters_behind_the_rewriter(
     survivor: bool, places: filters.Places, tmp_path: Path
 ) -> None:
     before = ["rew0"] if survivor else []
-    async with monitor(tmp_path, *(REWRITER if survivor else ())) as link:
+    async with card_monitor(tmp_path, *(REWRITER if survivor else ())) as link:
         for _ in range(2):  # what an earlier attempt has left makes no difference
             await filters.add_primary(link, places, 20.0)
             assert await chain(link) == [*before, *CHAIN]
@@ -190,7 +163,7 @@ async def filters_chardevs(link: QmpLink) -> set[str]:
 @needs_qemu
 @pytest.mark.parametrize("left", [[], ["redire1"], ["redire0", "redire1"], CHAIN])
 async def test_an_attempt_that_broke_off_anywhere(left: list[str], places: filters.Places, tmp_path: Path) -> None:
-    async with monitor(tmp_path) as link:
+    async with card_monitor(tmp_path) as link:
         await filters.add_primary(link, places, 20.0)
         for name in left:
             await link.execute("object-del", {"id": name})
@@ -200,7 +173,7 @@ async def test_an_attempt_that_broke_off_anywhere(left: list[str], places: filte
 
 @needs_qemu
 async def test_where_nobody_listens_the_guest_stays_free(places: filters.Places, tmp_path: Path) -> None:
-    async with monitor(tmp_path, *REWRITER) as link:
+    async with card_monitor(tmp_path, *REWRITER) as link:
         with socket.create_server(("127.0.0.1", 0)) as gone:
             nobody = gone.getsockname()[1]
         nowhere = filters.Places("127.0.0.1", nobody, places.primary_in, places.outdev, vnet_hdr=False)
@@ -217,7 +190,7 @@ async def test_a_secondary_that_takes_over_keeps_the_rewriter(tmp_path: Path) ->
     plane = make_plane(Setting.load(path, "b"), Journal(None), pytest.fail, lambda: None)
     words = [word.replace("192.0.2.2", "127.0.0.1").replace("192.0.2.1", "127.0.0.1") for word in
              plane.qemu_arguments("secondary")[len(CARD):]]  # fmt: skip
-    async with monitor(tmp_path, *words) as link:
+    async with card_monitor(tmp_path, *words) as link:
         assert await chain(link) == ["f1", "f2", "rew0"]
         for _ in range(2):
             await filters.remove_secondary(link)

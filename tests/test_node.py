@@ -9,68 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from node_pairs import BUSY_LINK, LONG, MARKS, running, small_pair
 
 from coloproxy.errors import ColoproxyError
 from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.guest_files import GUEST_IPV4, READY_LINE
 from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Victim, run_cycle
-from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH
 from coloproxy.testbed.node_kill import Plan, run_trial
 from coloproxy.testbed.node_net import HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.node_verify import examine_log
 from coloproxy.testbed.process import Daemon
-from coloproxy.testbed.requirements import missing
 
-LACKS = ", ".join(item.what for item in missing(PROGRAMS))
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = MARKS
 
-LONG = 120.0  # seconds; for a busy machine
 FILE_SYSTEM_MEBIBYTES = 160
 
 
 def options(host_mebibytes: int | None = None) -> NodeOptions:
-    """A pair with an etcd."""
-    # A busy machine must not look like a dead one, but where that is what is tested.
-    file = NodeFile(
-        node={"arbiter": etcd_arbiter()}, heartbeat={"timeout": "2s"}, link={"keepalive": "100ms", "timeout": "5s"}
-    )
-    logs = os.environ.get("COLOPROXY_TEST_LOGS")
-    return NodeOptions(
-        file=file,
-        arbiter=True,
-        large_bytes=16_000_000,
-        disk_mebibytes=64,
-        host_mebibytes=host_mebibytes,
-        keep_logs=Path(logs) if logs else None,
-    )
-
-
-@contextlib.asynccontextmanager
-async def running(given: NodeOptions) -> AsyncIterator[NodeBed]:
-    """From two hosts and one image to protected."""
-    async with NodeBed(given) as bed:
-        for host in HOSTS:
-            await bed.start_node(host)
-        await bed.protected(LONG)
-        await bed.serves(LONG)
-        yield bed
+    return small_pair(tables={"link": BUSY_LINK}, host_mebibytes=host_mebibytes)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

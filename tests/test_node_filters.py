@@ -8,36 +8,26 @@ other data path makes of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import os
 import random
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from node_pairs import LONG, MARKS, running, small_pair
 
 from coloproxy.testbed.errors import ProcessError
 from coloproxy.testbed.node_bed import NodeBed, NodeOptions
 from coloproxy.testbed.node_cycle import Death, Load, Victim, run_cycle
-from coloproxy.testbed.node_guest import LARGE_PATH, PROGRAMS, SMALL_PATH
+from coloproxy.testbed.node_guest import LARGE_PATH, SMALL_PATH
 from coloproxy.testbed.node_kill import Plan, run_trial
 from coloproxy.testbed.node_net import HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.qemu import Nic
-from coloproxy.testbed.requirements import missing
 
-LACKS = ", ".join(item.what for item in missing(PROGRAMS))
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = MARKS
 
-LONG = 120.0  # seconds; for a busy machine
 RATE = 100_000  # bytes a second of a transfer that has to last through two failovers
 BODY = random.Random(3).randbytes(16_000_000)
 BODY_SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -45,37 +35,12 @@ PRIMARY, SECONDARY = {"m0", "redire0", "redire1"}, {"f1", "f2", "rew0"}
 
 
 def options(nic: Nic = "virtio") -> NodeOptions:
-    """A pair with an etcd; a busy machine must not look like a dead one."""
-    file = NodeFile(
-        node={"arbiter": etcd_arbiter()},
-        heartbeat={"timeout": "2s"},
-        compare={"compare_timeout": "1s"},
-    )
-    logs = os.environ.get("COLOPROXY_TEST_LOGS")
-    return NodeOptions(
-        nic=nic,
-        attach="filters",
-        file=file,
-        arbiter=True,
-        large_bytes=16_000_000,
-        disk_mebibytes=64,
-        keep_logs=Path(logs) if logs else None,
-    )
-
-
-@contextlib.asynccontextmanager
-async def pair(nic: Nic = "virtio") -> AsyncIterator[NodeBed]:
-    async with NodeBed(options(nic)) as bed:
-        for host in HOSTS:
-            await bed.start_node(host)
-        await bed.protected(LONG)
-        await bed.serves(LONG)
-        yield bed
+    return small_pair(tables={"compare": {"compare_timeout": "1s"}}, nic=nic, attach="filters")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared() -> AsyncIterator[NodeBed]:
-    async with pair() as bed:
+    async with running(options()) as bed:
         yield bed
 
 
@@ -110,7 +75,7 @@ async def test_e1000_and_ipv6_connections_that_outlive_two_failovers() -> None:
 
     First in this file: it has a pair of its own, and the others' does not run yet.
     """
-    async with pair("e1000") as bed:
+    async with running(options("e1000")) as bed:
         before = await bed.protected(LONG)
         download = await bed.client.download(LARGE_PATH, rate=RATE, ipv6=True)
         upload = await bed.client.upload(BODY, rate=RATE, ipv6=True)

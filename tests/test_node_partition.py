@@ -7,7 +7,6 @@ The evidence is the ownership watch, which asks the guest through both hosts' ca
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import sys
 import time
@@ -18,36 +17,27 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from node_pairs import KEEP_LOGS, LONG, MARKS
 
 from coloproxy.testbed.net import batch
 from coloproxy.testbed.node_bed import NodeBed, NodeOptions
-from coloproxy.testbed.node_guest import LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_guest import LOG_PATH
 from coloproxy.testbed.node_net import CLIENT_ADDRESSES, CLIENT_BRIDGE, HOSTS, Host, other
 from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.node_verify import examine_log
-from coloproxy.testbed.requirements import missing
 
-LACKS = ", ".join(item.what for item in missing(PROGRAMS))
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = MARKS
 
-LONG = 120.0  # seconds; for a busy machine
 QUESTIONS = 20  # of the watch, a tenth of a second apart
 
 
 @asynccontextmanager
 async def running(arbiter: Mapping[str, Any], *, etcd: bool = False) -> AsyncIterator[NodeBed]:
     """A bed whose nodes are not started."""
-    logs = os.environ.get("COLOPROXY_TEST_LOGS")
     # A busy machine must not look like a dead host.
     file = NodeFile(node={"arbiter": arbiter}, heartbeat={"timeout": "1s"})
-    options = NodeOptions(
-        file=file, arbiter=etcd, large_bytes=1_000_000, disk_mebibytes=32, keep_logs=Path(logs) if logs else None
-    )
+    options = NodeOptions(file=file, arbiter=etcd, large_bytes=1_000_000, disk_mebibytes=32, keep_logs=KEEP_LOGS)
     async with NodeBed(options) as bed:
         yield bed
 

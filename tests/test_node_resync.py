@@ -8,55 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from node_pairs import BUSY_LINK, LONG, MARKS, running, small_pair
 
 from coloproxy.testbed.errors import DeadlineError, ProcessError
-from coloproxy.testbed.node_bed import NodeBed, NodeOptions
-from coloproxy.testbed.node_guest import PROGRAMS
+from coloproxy.testbed.node_bed import NodeBed
 from coloproxy.testbed.node_net import HOSTS, Host, other
-from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_traffic import WriteLog
 from coloproxy.testbed.process import run
-from coloproxy.testbed.requirements import missing
 
-LACKS = ", ".join(item.what for item in missing(PROGRAMS))
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = MARKS
 
-LONG = 120.0  # seconds; for a busy machine
 MIB = 1 << 20
-
-
-def options() -> NodeOptions:
-    file = NodeFile(
-        node={"arbiter": etcd_arbiter(), "resync_speed": "0B"},
-        heartbeat={"timeout": "2s"},
-        link={"keepalive": "100ms", "timeout": "5s"},
-    )
-    logs = os.environ.get("COLOPROXY_TEST_LOGS")
-    return NodeOptions(
-        file=file, arbiter=True, large_bytes=16_000_000, disk_mebibytes=64, keep_logs=Path(logs) if logs else None
-    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared() -> AsyncIterator[NodeBed]:
-    async with NodeBed(options()) as bed:
-        for host in HOSTS:
-            await bed.start_node(host)
-        await bed.protected(LONG)
-        await bed.serves(LONG)
+    async with running(small_pair(node={"resync_speed": "0B"}, tables={"link": BUSY_LINK})) as bed:
         yield bed
 
 

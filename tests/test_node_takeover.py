@@ -7,33 +7,22 @@ All share one pair. Each test begins with it protected and leaves it so; whose d
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from node_pairs import BUSY_LINK, LARGE_BYTES, LONG, MARKS, running, small_pair
 
 from coloproxy.testbed.client import TransferResult
 from coloproxy.testbed.guest import large_file
-from coloproxy.testbed.node_bed import NodeBed, NodeOptions
+from coloproxy.testbed.node_bed import NodeBed
 from coloproxy.testbed.node_fault import COMMAND, arm
-from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH, PROGRAMS
+from coloproxy.testbed.node_guest import LARGE_PATH, LOG_PATH
 from coloproxy.testbed.node_net import HOSTS, other
-from coloproxy.testbed.node_toml import NodeFile, etcd_arbiter
 from coloproxy.testbed.node_verify import examine_log
-from coloproxy.testbed.requirements import missing
 
-LACKS = ", ".join(item.what for item in missing(PROGRAMS))
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(bool(LACKS), reason=f"this machine lacks {LACKS}"),
-    pytest.mark.asyncio(loop_scope="module"),
-]
-
-LONG = 120.0  # seconds; for a busy machine
-LARGE_BYTES = 16_000_000
+pytestmark = MARKS
 
 
 @dataclass
@@ -46,25 +35,8 @@ class World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
-    file = NodeFile(
-        node={"arbiter": etcd_arbiter()},
-        heartbeat={"timeout": "2s"},  # a busy machine must not look like a dead one
-        link={"keepalive": "100ms", "timeout": "5s"},
-    )
-    logs = os.environ.get("COLOPROXY_TEST_LOGS")
-    options = NodeOptions(
-        file=file,
-        arbiter=True,
-        command=COMMAND,
-        restart_seconds=1.0,
-        large_bytes=LARGE_BYTES,
-        disk_mebibytes=64,
-        keep_logs=Path(logs) if logs else None,
-    )
-    async with NodeBed(options) as bed:
-        for host in HOSTS:
-            await bed.start_node(host)
-        await bed.protected(LONG)
+    options = small_pair(tables={"link": BUSY_LINK}, command=COMMAND, restart_seconds=1.0)
+    async with running(options) as bed:
         yield World(bed)
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu_process import Qemu, needs_qemu
+from qemu_process import Qemu, monitor, needs_qemu
 
 from coloproxy.address import PeerSource, parse_address
 from coloproxy.errors import QmpError
-from coloproxy.qmp import QmpLink
 from coloproxy.redirector import Chardev, Peer, Redirector, objects, recreation, revive
 
 TCP = Peer(local=("127.0.0.1", 7003), remote=("127.0.0.1", 50000))
@@ -102,39 +101,6 @@ def test_its_properties() -> None:
 
 
 # ------------------------------------------------------------- a real QEMU
-
-
-class Quiet:
-    """A QMP handler that only waits for the connection."""
-
-    def __init__(self) -> None:
-        self.up = asyncio.Event()
-
-    def qmp_connected(self, now: int) -> None:
-        self.up.set()
-
-    def qmp_event(self, name: str, data: Mapping[str, object], at: int | None, now: int) -> None:
-        pass
-
-    def qmp_lost(self, reason: str) -> None:
-        pass
-
-    def qmp_unreachable(self, reason: str) -> None:
-        pass
-
-
-@contextlib.asynccontextmanager
-async def monitor(qemu: Qemu) -> AsyncIterator[QmpLink]:
-    handler = Quiet()
-    link = QmpLink(parse_address(f"unix:{qemu.qmp}", may_listen=False), handler)
-    task = asyncio.create_task(link.run())
-    try:
-        await handler.up.wait()
-        yield link
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 class Bed:

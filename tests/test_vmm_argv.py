@@ -33,6 +33,7 @@ FILES = Files.below(Path("/state"))
 HEAD = [
     *("qemu-system-x86_64", "-name", "guest=web,debug-threads=on", "-no-user-config", "-nodefaults"),
     *("-display", "none", "-accel", "kvm", "-pidfile", "/state/qemu.pid"),
+    *("-global", "virtio-device.use-disabled-flag=off"),
     *("-qmp", "unix:/state/control.qmp,server=on,wait=off"),
     *("-qmp", "unix:/state/oob.qmp,server=on,wait=off"),
     *("-qmp", "unix:/state/proxy.qmp,server=on,wait=off"),

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from coloproxy.errors import MisuseError
 
@@ -67,6 +67,15 @@ class Machine:
     """With the devices that QEMU adds on its own account (without -nodefaults)."""
 
 
+ALWAYS_ENABLED: Final = ("-global", "virtio-device.use-disabled-flag=off")
+"""virtio devices work whether the guest lets them master the bus or not.
+
+Else QEMU has a flag for "it does not", which a copy of the VM's state sets and never clears: a secondary whose state
+was first copied while the guest boots has a dead network card for ever, unless its own guest gets to the driver before
+the next checkpoint does.
+"""
+
+
 def command_line(machine: Machine, files: Files, role: Role, *, paused: bool = False) -> list[str]:
     """The command line of the VM's QEMU.
 
@@ -88,6 +97,7 @@ def command_line(machine: Machine, files: Files, role: Role, *, paused: bool = F
     if not machine.defaults:
         argv.append("-nodefaults")
     argv += ["-display", "none", "-accel", machine.acceleration.name, "-pidfile", str(files.pidfile)]
+    argv += ALWAYS_ENABLED
     for path in files.sockets:
         argv += ["-qmp", f"unix:{_escape(path)},server=on,wait=off"]
     argv += machine.options
