@@ -203,8 +203,7 @@ async def test_who_waits_for_a_checkpoint_is_told_of_it_and_of_the_end_of_protec
     answer = await bed.ask(primary, "checkpoint", wait_s=LONG, deadline=2 * LONG)
     assert answer == {"committed": ["vm"]}
     assert (await bed.ask(primary, "status"))["vm"]["checkpoints"] > before
-    for pid in bed.qemu_pids(other(primary)):
-        os.kill(pid, signal.SIGSTOP)
+    bed.kill_qemu(other(primary), signal.SIGSTOP)
     with pytest.raises(ProcessError, match="no checkpoint has committed, for protection has ended"):
         await bed.ask(primary, "checkpoint", wait_s=1000, deadline=LONG)
     assert await bed.protected(LONG) == primary

@@ -113,6 +113,13 @@ def dial(family: socket.AddressFamily, where: object) -> socket.socket:
     return sock
 
 
+@pytest.mark.parametrize("attach", ["tap", "filters"])
+@pytest.mark.parametrize(("model", "virtio"), [("virtio-net-pci", True), ("virtio-net-device", True), ("e1000", False)])
+def test_a_virtio_card_is_never_marked_as_disabled(tmp_path: Path, attach: Attach, model: str, virtio: bool) -> None:
+    made = arguments(pair(tmp_path, "secondary", 'address = "unix:/a"', f'model = "{model}"'), attach)
+    assert ("virtio-device.use-disabled-flag=off" in made) is virtio
+
+
 # ------------------------------------------------------------------ TAP attach
 
 

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from coloproxy.address import Address
 from coloproxy.errors import MisuseError
+from coloproxy.vmm.argv import ALWAYS_ENABLED
 
 from .model import Nic, Pair, Vm
 from .units import Endpoint
@@ -39,6 +40,8 @@ def qemu_arguments(pair: Pair, vm: Vm, attach: Attach = "tap", *, vnet_hdr: bool
     made: list[str] = []
     if vm.qmp is not None:
         made += ["-qmp", f"{_qmp(vm.qmp)},server=on,wait=off"]
+    if any(nic.model.startswith("virtio") for nic in vm.nics):
+        made += ALWAYS_ENABLED
     if attach == "tap":
         return [*made, *network_arguments(pair, vm)]
     return [*made, *_filters(pair, vm, vnet_hdr=vnet_hdr)]

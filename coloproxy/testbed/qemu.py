@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coloproxy.vmm.argv import ALWAYS_ENABLED
+
 from .guest import Guest
 from .guest_files import GUEST_MAC, HOST_NAME_KEY
 from .net import LINK_PRIMARY, LINK_SECONDARY, TAP
@@ -160,7 +162,7 @@ def _machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]
 
 def _tap_machine(options: MachineOptions, sockets: Sockets, role: Role) -> list[str]:
     """With a TAP that QEMU opens itself, and a monitor for the comparator."""
-    argv = [*_machine(options, sockets, role), "-qmp", f"unix:{sockets.proxy},server=on,wait=off"]
+    argv = [*_machine(options, sockets, role), *ALWAYS_ENABLED, "-qmp", f"unix:{sockets.proxy},server=on,wait=off"]
     header = "on" if options.vnet_hdr else "off"
     argv += ["-netdev", f"tap,id=hn0,ifname={TAP},script=no,downscript=no,vhost=off,vnet_hdr={header}"]
     device = f"virtio-net-pci{_VIRTIO_FEATURES}" if options.nic == "virtio" else "e1000"
