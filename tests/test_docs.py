@@ -75,8 +75,8 @@ def test_options_exist(path: Path) -> None:
     known = every_help()
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"```sh\n#!/bin/sh.*?```", "", text, flags=re.DOTALL)  # a script of the reader's runs other programs
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
-        assert re.search(rf"{option}(?![a-z-])", known), f"{path.name} names {option}, which there is not"
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)):
+        assert re.search(rf"{option}(?![a-z0-9-])", known), f"{path.name} names {option}, which there is not"
 
 
 def test_every_cause_is_explained() -> None:

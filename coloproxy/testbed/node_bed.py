@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two hosts for `coloproxy node`, their clients, an arbiter, and every way in which they can fail.
 
-    async with NodeBed(NodeOptions(arbiter=True)) as bed:
+    file = NodeFile(node={"arbiter": etcd_arbiter()})
+    async with NodeBed(NodeOptions(arbiter=True, file=file)) as bed:
         for host in HOSTS:
             await bed.start_node(host)
         primary = await bed.protected()
+        await bed.serves()
         traffic = bed.traffic()
         await traffic.start(downloads=1, uploads=1)
         await bed.kill_host(primary)
