@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from coloproxy.node.peer import Peer
 from coloproxy.node.record import Kept, RecordFile
 from coloproxy.node.setting import Setting
 from coloproxy.node.status import Shown, document
+from coloproxy.node.tap_plane import TapPlane
 from coloproxy.node.view import render
 from coloproxy.node.watch import Watch
 from coloproxy.node.work import Work
@@ -478,6 +480,33 @@ async def test_the_end_of_colo_is_looked_for_when_events_were_missed(
     board.say(Event.TICK, "")
     said = [(await board.next()).event]
     assert said == [Event.COLO_LOST if asked else Event.TICK]
+
+
+# ---------------------------------------------------------------------- a data path's end that is cancelled
+
+
+async def test_a_data_path_is_ended_whole_though_its_end_is_cancelled(tmp_path: Path) -> None:
+    """As when the guest powers off while SETTLE ends the path of a dead VM: its TAP was left open for good."""
+    plane = TapPlane(Setting.load(pair_file(tmp_path), "a"), None, Journal(None), pytest.fail)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    class Path_:
+        """A VM's, that takes a while to close."""
+
+        is_open = True
+
+        async def close(self) -> None:
+            begun.set()
+            await may_end.wait()
+            self.is_open = False
+
+    plane.vm = path = Path_()  # type: ignore[assignment]
+    ending = asyncio.create_task(plane.end())
+    await begun.wait()
+    ending.cancel()
+    asyncio.get_running_loop().call_soon(may_end.set)
+    await asyncio.wait([ending])
+    assert ending.cancelled() and not path.is_open
 
 
 # ---------------------------------------------------------------------- two operators' words, one after the other

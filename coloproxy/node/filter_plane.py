@@ -35,6 +35,7 @@ from . import filters
 from .facts import other
 from .plane import FindQemu
 from .setting import Setting
+from .tasks import whole
 
 log = logging.getLogger(__name__)
 
@@ -296,8 +297,7 @@ class FilterPlane:
         self._went_alone = False
         self._history.over("its data path ends")
         if comparing is not None:
-            await comparing.stop(DRAIN_S)
-            comparing.close()
+            await whole(_end(comparing))
 
     def _options(self) -> CompareOptions:
         pair, vm, node = self._pair, self._vm, self._setting.node
@@ -338,6 +338,11 @@ class FilterPlane:
         if self._role != "none" and self._state != self._told_state:
             before, self._told_state = self._told_state, self._state
             self._tell(told.StateChanged(before, self._told_state, str(report)))
+
+
+async def _end(comparing: Comparing) -> None:
+    await comparing.stop(DRAIN_S)
+    comparing.close()
 
 
 __all__ = ["FilterPlane"]

@@ -25,6 +25,7 @@ from coloproxy.run.primary import PrimaryVm
 from coloproxy.run.secondary import SecondaryVm
 
 from .setting import Setting
+from .tasks import whole
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,10 @@ class TapPlane:
     # -------------------------------------------------------------------- end
 
     async def end(self) -> None:
-        """TAPs gone, too."""
+        """TAPs gone, too. Whole: nobody else could close those of a path that was left half-way."""
+        await whole(self._end())
+
+    async def _end(self) -> None:
         if self._listener is not None:
             listener, self._listener = self._listener, None
             await listener.close()

@@ -25,6 +25,21 @@ async def end(task: asyncio.Task[None] | None) -> None:
             await task
 
 
+async def whole(work: Coroutine[Any, Any, None]) -> None:
+    """To its end, also if whoever waits for it is cancelled: that comes to him only then.
+
+    For what would leave devices open if it ended half-way.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s", error)
+        raise
+
+
 class Doing:
     """The long action of the moment. That it has failed is an event; what else comes of it, it says itself."""
 

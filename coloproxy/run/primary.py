@@ -364,7 +364,7 @@ class PrimaryVm(RunningVm):
         asyncio.get_running_loop().call_later(SETTLE_S, self._settle, commits)
 
     def _settle(self, commits: int) -> None:
-        if commits != self._commits or not self._synced or not self.link_up:
+        if self._stopped or commits != self._commits or not self._synced or not self.link_up:
             return
         counters = self.path.counters()
         if counters["marks"] != counters["commits"]:
