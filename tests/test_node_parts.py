@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from coloproxy.node.tap_plane import TapPlane
 from coloproxy.node.view import render
 from coloproxy.node.watch import Watch
 from coloproxy.node.work import Work
+from coloproxy.run.devices import TapDevice
+from coloproxy.run.estate import Estate
 
 FACTS = Facts("a")
 
@@ -507,6 +510,32 @@ async def test_a_data_path_is_ended_whole_though_its_end_is_cancelled(tmp_path: 
     asyncio.get_running_loop().call_soon(may_end.set)
     await asyncio.wait([ending])
     assert ending.cancelled() and not path.is_open
+
+
+async def test_what_a_data_path_leaves_is_closed_if_its_heir_does_not_come(tmp_path: Path) -> None:
+    plane = TapPlane(Setting.load(pair_file(tmp_path), "a"), None, Journal(None), pytest.fail)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    reader, tap = os.pipe()
+
+    class Path_:
+        """A survivor's."""
+
+        state = "taken-over"
+
+        async def give_up(self) -> Estate:
+            begun.set()
+            await may_end.wait()
+            return Estate(b"", (TapDevice("tap0", (tap,), 0),))
+
+    plane.vm = Path_()  # type: ignore[assignment]
+    becoming = asyncio.create_task(plane.become_primary())
+    await begun.wait()
+    becoming.cancel()
+    asyncio.get_running_loop().call_soon(may_end.set)
+    await asyncio.wait([becoming])
+    assert becoming.cancelled() and plane.vm is None
+    assert os.read(reader, 1) == b""  # nobody has the other end open
+    os.close(reader)
 
 
 # ---------------------------------------------------------------------- two operators' words, one after the other

@@ -71,12 +71,12 @@ class TapPlane:
         if isinstance(old, PrimaryVm) and old.state == "unprotected" and old.dialer is None:
             vm = old
         else:
-            vm = self._make_primary(in_colo=old is None)  # nothing runs: a predecessor has left us the pair
             if old is not None and not self._is_over(old):
                 estate = await self._retire(old)
             elif old is not None:
                 await self.end()
             try:
+                vm = self._make_primary(in_colo=old is None)  # nothing runs: a predecessor has left us the pair
                 await self._take_estate(vm, estate)
             except BaseException:
                 if estate is not None:
@@ -248,9 +248,21 @@ class TapPlane:
             vm.adopt(estate.taps)
 
     async def _retire(self, old: PrimaryVm | SecondaryVm) -> Estate:
-        self.vm = None
-        await self._stop_running()
-        return await old.give_up()
+        """Whole, as end(). The connections of one that nobody takes are in their file."""
+        left: list[Estate] = []
+
+        async def retire() -> None:
+            self.vm = None
+            await self._stop_running()
+            left.append(await old.give_up())
+
+        try:
+            await whole(retire())
+        except asyncio.CancelledError:
+            for estate in left:
+                estate.close()
+            raise
+        return left[0]
 
     async def _start(self, vm: PrimaryVm | SecondaryVm) -> None:
         try:
