@@ -268,7 +268,10 @@ async def test_the_guest_powers_off_and_nobody_takes_over_until_it_is_started(be
     await until_standing(bed, primary, "owner")
     assert bed.qemu_pids(primary) == []
     assert not {"claim", "settle", "alone"} & {*await its.states()}
-    assert (await bed.states()) == {primary: "stopped", other(primary): "join"}
+    states = await bed.states()
+    assert states[primary] == "stopped"
+    # ready: its loss was told before the guest's wish, so that the primary was alone for a moment.
+    assert states[other(primary)] in ("join", "ready")
     for host in HOSTS:  # its guest's wish outlives coloproxy
         await bed.kill_coloproxy(host)
     await bed.until_state(primary, {"stopped"}, LONG)
