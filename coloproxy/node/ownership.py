@@ -8,6 +8,7 @@ import logging
 from typing import Final
 
 from coloproxy.arbiter import Arbiter, Claim, Ruling, Verdict
+from coloproxy.arbiter.claim import Role
 from coloproxy.errors import ColoproxyError, PeerError
 
 from . import tasks
@@ -55,8 +56,8 @@ class Ownership:
 
     async def _claim(self, generation: int, question: int) -> None:
         facts = self._board.facts
-        role = "secondary" if facts.own.standing is Standing.SECONDARY else "primary"
-        claim = Claim(self._pair, self._host, role, generation)  # type: ignore[arg-type]
+        role: Role = "secondary" if facts.own.standing is Standing.SECONDARY else "primary"
+        claim = Claim(self._pair, self._host, role, generation)
         try:
             ruling = await self._arbiter.claim(claim)
         except ColoproxyError as error:
